@@ -1,0 +1,37 @@
+"""Training-free visual token reduction for vision-language models.
+
+    with vscan.reduce(model, visual_tokens=96, layers={16: 32}) as reduction:
+        output = model.generate(**inputs, max_new_tokens=32)
+    print(reduction.stats())
+
+Rooms: `config` (what to reduce), `scan` and `merge` (which tokens stay, where the others go), `attention` (the few
+attention rows that are needed), `decoder` (the loop whose prompt gets shorter), `methods` (one file a method),
+`models` (what differs per model), `api` (reduce, apply), `flops`, `eval` (question files in, answers out).
+
+Names resolve on first use, so that `vscan.config`, `vscan.flops` and `vscan.eval` work before torch is imported.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_ROOM_OF = {
+    "reduce": "api",
+    "apply": "api",
+    "Reduction": "api",
+    "ReductionConfig": "config",
+    "METHODS": "methods",
+    "Method": "methods.base",
+    "Views": "methods.base",
+}
+__all__ = [*_ROOM_OF, "__version__"]
+
+
+def __getattr__(name):
+    if name in _ROOM_OF:
+        return getattr(import_module(f".{_ROOM_OF[name]}", __name__), name)
+    raise AttributeError(f"module 'vscan' has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__():
+    return sorted(__all__)

@@ -1,0 +1,132 @@
+"""What to reduce, and to how much. Imports no torch, so that a bad command line is refused at once."""
+
+import ast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+Budget = int | float
+POSITIONS = ("auto", "compact", "original")
+
+
+def count(num_tokens: int, budget: Budget | None, num_views: int = 1) -> int:
+    """How many of `num_tokens` tokens a budget keeps; a pure function, so that shapes are known before the data.
+
+    Args:
+        num_tokens: tokens that arrive.
+        budget: None keeps all; an int is a count per view; a float in (0, 1] is a share of the tokens that arrive,
+            floored as published, at least 1.
+        num_views: crops, frames or images among which the tokens compete.
+    """
+    if budget is None:
+        return num_tokens
+    if isinstance(budget, int):
+        return min(num_views * budget, num_tokens)
+    return min(max(1, int(budget * num_tokens)), num_tokens)
+
+
+def check_budget(budget: Any, name: str, least: int = 1) -> Budget:
+    """Return `budget` if it is one: an int of at least `least`, or a float in (0, 1]; else raise ValueError."""
+    if isinstance(budget, bool) or not isinstance(budget, int | float):
+        raise ValueError(f"{name}: expected a count (int) or a share (float), got {budget!r}")
+    if isinstance(budget, int) and budget < least:
+        raise ValueError(f"{name}: expected a count of at least {least}, got {budget}")
+    if isinstance(budget, float) and not 0 < budget <= 1:
+        raise ValueError(f"{name}: expected a share in (0, 1], got {budget}; a count is written without a point")
+    return budget
+
+
+def check_layers(layers: Any) -> tuple[tuple[int, Budget], ...]:
+    """Return the pruning stages as ((layer, budget), ...), in ascending order of layers; ValueError if they are not."""
+    if layers is None:
+        return ()
+    if isinstance(layers, Mapping):
+        layers = sorted(layers.items())
+    stages = []
+    for stage in layers:
+        if not isinstance(stage, Sequence) or len(stage) != 2:
+            raise ValueError(f"layers: expected pairs of layer and budget such as {{16: 32}}, got {stage!r}")
+        layer, budget = stage
+        if isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
+            raise ValueError(f"layers: expected a decoder layer of 0 or more, got {layer!r}")
+        if stages and layer <= stages[-1][0]:
+            raise ValueError(f"layers: expected ascending decoder layers, got {layer} after {stages[-1][0]}")
+        stages.append((layer, check_budget(budget, f"layers: budget of layer {layer}", least=0)))
+    return tuple(stages)
+
+
+def parse_list(text: str | None, name: str) -> list | None:
+    """Read a list from a command line: '[8,16]' -> [8, 16], 'None' or no flag at all -> None; ValueError otherwise."""
+    try:
+        value = None if text is None else ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    if value is not None and not isinstance(value, list | tuple):
+        raise ValueError(f"{name}: expected a list such as '[16]', or None, got {text!r}")
+    return None if value is None else list(value)
+
+
+@dataclass(frozen=True)
+class ReductionConfig:
+    """One reduction: a method, its budgets and its hyper-parameters.
+
+    Args:
+        method: a name in `vscan.METHODS`.
+        visual_tokens: tokens kept per view after the vision encoder (`count` says how); None keeps all.
+        layers: {decoder layer: budget}: before that layer (0-based) visual tokens are pruned to the budget; an int is
+            a count per view.
+        positions: "compact" renumbers positions without gaps after a reduction, "original" leaves every token at the
+            position it had, "auto" is what the method's authors did on that model.
+        fields: the method's own hyper-parameters, where they differ from its defaults.
+
+    Raises:
+        ValueError: for a budget, a layer list or a choice that is none.
+    """
+
+    method: str = "vscan"
+    visual_tokens: Budget | None = None
+    layers: tuple[tuple[int, Budget], ...] = ()
+    positions: str = "auto"
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        from .methods import METHODS
+
+        if self.method not in METHODS:
+            raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {self.method!r}")
+        if self.positions not in POSITIONS:
+            raise ValueError(f"positions: expected one of {', '.join(POSITIONS)}, got {self.positions!r}")
+        if self.visual_tokens is not None:
+            check_budget(self.visual_tokens, "visual_tokens")
+        object.__setattr__(self, "layers", check_layers(self.layers))
+        object.__setattr__(self, "fields", MappingProxyType(dict(self.fields)))
+
+    @classmethod
+    def from_lists(cls, visual_tokens: Budget | None, layer_list, image_token_list, **rest) -> "ReductionConfig | None":
+        """Build the configuration from the published flags; None (the dense model) where nothing is to be reduced.
+
+        Args:
+            visual_tokens: `--visual_token_num`.
+            layer_list, image_token_list: the two lists, of equal length, or None.
+        """
+        layer_list, image_token_list = layer_list or [], image_token_list or []
+        if len(layer_list) != len(image_token_list):
+            raise ValueError(
+                "layer_list and image_token_list: expected one budget per layer, "
+                f"got {len(layer_list)} layers {layer_list} and {len(image_token_list)} budgets {image_token_list}"
+            )
+        if visual_tokens is None and not layer_list:
+            return None
+        stages = tuple(zip(layer_list, image_token_list, strict=True))
+        return cls(visual_tokens=visual_tokens, layers=stages, **rest)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as plain values, for the record beside an answers file."""
+        return {
+            "method": self.method,
+            "visual_tokens": self.visual_tokens,
+            "layers": [list(stage) for stage in self.layers],
+            "positions": self.positions,
+            **self.fields,
+        }

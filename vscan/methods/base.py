@@ -1,0 +1,66 @@
+"""What a method is given, and what it may say: the only things an author of a new method has to know."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Views:
+    """The vision encoder's view of some images: one view is one image, crop or frame.
+
+    Args:
+        pixel_values: [V, 3, H, W], what the encoder saw.
+        features: [V, N, C], the encoder's output at the layer that the model reads, without [CLS], before the
+            projector.
+        rows: {layer as the method wrote it: [V, N] fp32}, attention of [CLS] to the patches, mean over heads.
+        grid: (height, width) in tokens, N = height * width.
+        project: the model's projector, [V, n, C] -> [V, n, D].
+    """
+
+    pixel_values: Tensor
+    features: Tensor
+    rows: dict[int, Tensor]
+    grid: tuple[int, int]
+    project: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to reduce visual tokens: a frozen dataclass whose fields are its hyper-parameters.
+
+    The fields become keywords of `vscan.reduce` and flags of the command line. Selection must run on the tensors' own
+    device without reading them back, and must depend on one view alone, so that a batch equals its rows run alone.
+    """
+
+    @property
+    def cls_layers(self) -> tuple[int, ...]:
+        """Vision layers whose [CLS] row `encode` needs; negative ones count from the end, as in Python."""
+        return ()
+
+    def check(self, num_layers: int) -> None:
+        """Raise ValueError if the hyper-parameters do not fit a vision encoder of `num_layers` layers."""
+        for layer in self.cls_layers:
+            if not -num_layers <= layer < num_layers:
+                raise ValueError(f"{type(self).__name__}: expected one of {num_layers} vision layers, got {layer}")
+
+    def encode(self, views: Views, num: int) -> tuple[Tensor, Tensor]:
+        """Reduce every view to `num` tokens, `num` < N.
+
+        Returns:
+            values [V, num, D], what the decoder will see, and slots [V, num] long, ascending: the placeholder (in
+            raster order) whose position each token takes.
+        """
+        raise ValueError(f"{type(self).__name__} reduces nothing after the vision encoder; leave visual_tokens out")
+
+    def scores(self, rows: Tensor) -> Tensor:
+        """Rank tokens in the decoder, from the attention of the last prompt token.
+
+        Args:
+            rows: [B, H, L] fp32, softmax over the whole causal row.
+
+        Returns:
+            [B, L] fp32; the largest visual ones are kept. Default: the mean over heads (VScan, section 4).
+        """
+        return rows.mean(dim=1)

@@ -1,0 +1,61 @@
+"""VScan (arXiv 2505.22654): global and local scans with merging, then middle-layer pruning."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..merge import merge
+from ..scan import scan
+from .base import Method, Views
+
+
+@dataclass(frozen=True)
+class VScan(Method):
+    """Half of the tokens by [CLS] attention in a deep layer, half per window in a shallow one; the rest is merged in.
+
+    Args:
+        local_layer: vision layer of the local scan (0-based block; the paper's l = 6 is block 5).
+        global_layer: vision layer of the global scan.
+        window: side of a local window in tokens, where it divides the grid; else 4.
+        global_share: share of the tokens that the global scan selects, in [0, 1].
+        merge: average dropped tokens into their nearest kept token (after the projector).
+    """
+
+    local_layer: int = 5
+    global_layer: int = -2
+    window: int = 6
+    global_share: float = 0.5
+    merge: bool = True
+
+    def __post_init__(self):
+        if not 0 <= self.global_share <= 1:
+            raise ValueError(f"global_share: expected a share in [0, 1], got {self.global_share}")
+        if self.window < 1:
+            raise ValueError(f"window: expected a side of at least 1 token, got {self.window}")
+
+    @property
+    def cls_layers(self) -> tuple[int, ...]:
+        return (self.local_layer, self.global_layer)
+
+    def check(self, num_layers: int) -> None:
+        super().check(num_layers)
+        if self.local_layer % num_layers >= self.global_layer % num_layers:
+            raise ValueError(
+                f"VScan: expected a local layer below the global one, got layer {self.local_layer % num_layers} and "
+                f"layer {self.global_layer % num_layers} of {num_layers}"
+            )
+
+    def encode(self, views: Views, num: int) -> tuple[Tensor, Tensor]:
+        local, best = scan(
+            views.rows[self.local_layer],
+            views.rows[self.global_layer],
+            views.grid,
+            num,
+            self.window,
+            self.global_share,
+        )
+        slots = torch.cat((local, best), dim=1).sort(dim=-1).values
+        if self.merge:
+            return merge(views.project(views.features), slots), slots
+        return views.project(views.features.take_along_dim(slots.unsqueeze(-1), dim=1)), slots
