@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where a layer computes: what accelerate says, where it has spread the model, else where its weights are."""
-    hook = getattr(module, "_hf_hook", None)
-    device = getattr(hook, "execution_device", None)
-    return torch.device(device) if device is not None else next(module.parameters()).device
+    """Where a module computes: what accelerate says, where it has spread the model, else where its weights are."""
+    for part in module.modules():
+        device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return next(module.parameters()).device
 
 
 def split_heads(states: Tensor, head_dim: int) -> Tensor:

@@ -1,0 +1,137 @@
+"""`reduce(model, ...)` for a with block, `apply(model, ...)` for a handle: what a user calls."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from .config import Budget, ReductionConfig, count
+from .methods import method_class
+from .models import installer
+from .prompt import PromptState
+from .stats import Stats, collect
+
+
+class Reduction:
+    """A reduction in force on one model: what was asked for, how it fits that model, and what the last prompt became.
+
+    Args:
+        config: what was asked for.
+        defaults: the model's own hyper-parameters of that method (from its config), below those in `config`.
+
+    Raises:
+        ValueError: if the method has no such hyper-parameter, or a value is none.
+    """
+
+    def __init__(self, config: ReductionConfig, defaults: dict | None = None):
+        self.config = config
+        cls = method_class(config.method)
+        fields = {**(defaults or {}), **config.fields}
+        unknown = set(fields) - set(cls.__dataclass_fields__)
+        if unknown:
+            raise ValueError(
+                f"method {config.method!r}: expected hyper-parameters among {sorted(cls.__dataclass_fields__)}, "
+                f"got {sorted(unknown)}"
+            )
+        self.method = cls(**fields)
+        self.last: PromptState | None = None
+
+    def fit(
+        self,
+        num_tokens: int,
+        num_vision_layers: int,
+        num_decoder_layers: int,
+        compact_positions: bool,
+        text_config,
+        dtype: torch.dtype,
+    ) -> None:
+        """Called by the model's adapter: check the reduction against the model and settle what depends on it.
+
+        Args:
+            num_tokens: visual tokens of a view.
+            num_vision_layers, num_decoder_layers: depth of the vision encoder and of the decoder.
+            compact_positions: what positions="auto" means on this model.
+            text_config, dtype: the decoder's config and dtype, for FLOPs and cache sizes.
+
+        Raises:
+            ValueError: for a layer that the model does not have.
+        """
+        for layer, _ in self.config.layers:
+            if layer >= num_decoder_layers:
+                raise ValueError(f"layers: expected decoder layers 0 to {num_decoder_layers - 1}, got {layer}")
+        self.num_tokens = num_tokens
+        self.num_kept = count(num_tokens, self.config.visual_tokens)
+        if self.num_kept < num_tokens:
+            self.method.check(num_vision_layers)
+        self.compact_positions = {"auto": compact_positions, "compact": True, "original": False}[self.config.positions]
+        self.text_config = text_config
+        self.dtype = dtype
+
+    def kept(self, stage: int = -1) -> Tensor:
+        """Which columns of the last prompt a stage left.
+
+        Args:
+            stage: 0 is what the decoder's layer 0 saw, 1 what the first pruning left, -1 what came out of the model.
+
+        Returns:
+            Long [B, S], columns of the full prompt; -1 where a row was filled up.
+        """
+        segment = self._last().segments[stage]
+        return segment.columns if segment.valid is None else segment.columns.masked_fill(~segment.valid, -1)
+
+    def stats(self) -> Stats:
+        """What the last prompt became: tokens per stage and where, cache lengths, FLOPs, average retention."""
+        return collect(self, self._last())
+
+    def remove(self) -> None:
+        """Give the model back dense, bit for bit. May be called twice."""
+        self._undo()
+
+    def _last(self) -> PromptState:
+        if self.last is None:
+            raise RuntimeError("expected a prompt with images to have run under this reduction, none has")
+        return self.last
+
+
+def apply(
+    model: nn.Module,
+    method: str = "vscan",
+    visual_tokens: Budget | None = None,
+    layers=None,
+    positions: str = "auto",
+    **fields,
+) -> Reduction:
+    """Reduce the visual tokens of a model until the returned handle's `remove()` is called.
+
+    Args:
+        model: a stock transformers model (LlavaForConditionalGeneration) or one loaded by `llava.model.builder`.
+        method: a name in `vscan.METHODS`.
+        visual_tokens: tokens kept per image after the vision encoder: a count, or a share in (0, 1]; None keeps all.
+        layers: {decoder layer: budget}: before that layer visual tokens are pruned to the budget; a count is per
+            image, a share is of the tokens that are left.
+        positions: "auto", "compact" or "original".
+        **fields: the method's hyper-parameters, such as window=6 or important_ratio=0.75.
+
+    Raises:
+        ValueError: for a budget, a layer or a model that does not fit, naming what was expected and what came.
+    """
+    return apply_config(model, ReductionConfig(method, visual_tokens, layers or (), positions, fields))
+
+
+def apply_config(model: nn.Module, config: ReductionConfig) -> Reduction:
+    """`apply` for a configuration that is at hand."""
+    defaults = (getattr(model.config, "reduction", None) or {}).get(config.method)
+    reduction = Reduction(config, defaults)
+    reduction._undo = installer(model)(reduction)
+    return reduction
+
+
+@contextmanager
+def reduce(model: nn.Module, *args, **kwargs) -> Iterator[Reduction]:
+    """`apply` for the length of a with block; the arguments are the same."""
+    reduction = apply(model, *args, **kwargs)
+    try:
+        yield reduction
+    finally:
+        reduction.remove()

@@ -1,0 +1,209 @@
+"""The one decoder loop: a prompt that gets shorter on its way through the layers, and the tokens decoded after it.
+
+`Decoder` is mixed into a transformers text model (Llama). A *segment* is a run of layers that see the same prompt; each
+has its own attention mask, positions and cache length. Masks and rotary embeddings are made once per segment, and
+positions reach the layers as rotary embeddings only: as numbers, positions with gaps would be read as packed sequences.
+"""
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .attention import device_of, prompt_rows
+from .config import Budget, count
+from .prompt import PromptState, Segment, VisualPrompt, padding_mask
+from .scan import top
+
+# Columns of the prompt of the `generate` call under way. Without a cache every step brings the answer so far as well,
+# and the query must stay the last token of the prompt.
+prompt_columns: ContextVar[int | None] = ContextVar("prompt_columns", default=None)
+
+# Before layer k: the hidden states [B, S, D], which columns are valid (bool, or None for all), and their positions.
+Boundary = Callable[[int, Tensor], tuple[Tensor, Tensor | None, Tensor]]
+
+
+class Decoder:
+    """A text model whose prompt gets shorter.
+
+    Modifications:
+    - `forward` hands prompts with visual tokens, and what is decoded after them, to `forward_x` while `reduction` is
+      set; everything else goes to the original forward.
+    - `forward_x` drops the visual tokens that the vision stage flagged and runs the layers segment by segment.
+    - `layer_prune` shortens the prompt before a pruning layer.
+    """
+
+    reduction = None
+
+    def forward(self, *args, visual_prompt: VisualPrompt | None = None, **kwargs):
+        cache = args[3] if len(args) > 3 else kwargs.get("past_key_values")
+        if self.reduction is not None and (visual_prompt is not None or state_of(cache) is not None):
+            return self.forward_x(*args, visual_prompt=visual_prompt, **kwargs)
+        return super().forward(*args, **kwargs)
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward_x(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        position_ids=None,
+        past_key_values=None,
+        inputs_embeds=None,
+        use_cache=None,
+        visual_prompt: VisualPrompt | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """Run the layers on a prompt with visual tokens, or on the tokens that follow it.
+
+        Args:
+            inputs_embeds: [B, L, D]; placeholders whose token the vision stage dropped hold NaN.
+            attention_mask: [B, L], or what generate makes of it for a static cache, or None.
+            position_ids: long [B or 1, L], positions in the full prompt, or None.
+            past_key_values: a cache, empty before the prompt, or None.
+            visual_prompt: where the visual tokens are; None while decoding.
+
+        Returns:
+            last_hidden_state [B, S, D] of the last segment, S <= L; `Reduction.kept` says which columns these are.
+        """
+        hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        given = (hidden, attention_mask, position_ids, past_key_values)
+        if visual_prompt is not None:
+            state, starts, boundary = _prefill(self, visual_prompt, *given)
+        else:
+            state = state_of(past_key_values)
+            starts, boundary = _decode(state, *given)
+
+        for index, layer in enumerate(self.layers[: self.config.num_hidden_layers]):
+            if index in starts:
+                hidden, valid, positions = boundary(index, hidden)
+                mask = create_causal_mask(
+                    config=self.config,
+                    inputs_embeds=hidden,
+                    attention_mask=valid,
+                    past_key_values=past_key_values,
+                    position_ids=None,
+                    layer_idx=index,
+                )
+                rotary = self.rotary_emb(hidden, position_ids=positions)
+            hidden = layer(
+                hidden,
+                attention_mask=mask,
+                position_embeddings=rotary,
+                position_ids=None,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                **kwargs,
+            )
+        if visual_prompt is not None:
+            self.reduction.last = state
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden), past_key_values=past_key_values)
+
+    def layer_prune(self, layer_idx: int, hidden: Tensor, segment: Segment, budget: Budget, num_columns: int):
+        """Keep the visual tokens that the last prompt token attends to most, in the layer about to run.
+
+        S_text = mean_h softmax(Q_last K^T / sqrt(d)), with that layer's own norm, q, k and rotary embedding; the
+        softmax runs over the whole causal row, text included (VScan, section 4). Every visual token of a row competes.
+
+        Args:
+            layer_idx: the layer about to run.
+            hidden: its input [B, S, D].
+            segment: what the columns of `hidden` are.
+            budget: a count per view, or a share of the visual tokens that are left.
+            num_columns: columns of the full prompt; later ones are an answer under way.
+
+        Returns:
+            The shortened hidden states and the segment that begins here; both unchanged where nothing is dropped.
+        """
+        keep = [
+            count(visual, budget, views)
+            for visual, views in zip(segment.num_visual, segment.prompt.num_views, strict=True)
+        ]
+        if keep == segment.num_visual:
+            return hidden, replace(segment, start=layer_idx)
+        layer = self.layers[layer_idx]
+        hidden = hidden.to(device_of(layer))
+        segment = segment.to(hidden.device)
+        query, allowed = segment.query(num_columns)
+        rotary = self.rotary_emb(hidden, position_ids=segment.positions)
+        scores = self.reduction.method.scores(prompt_rows(layer, hidden, query, rotary, allowed))
+        best = top(scores.masked_fill(~segment.visual, -torch.inf), max(keep))  # B max(keep)
+        kept = torch.ones_like(best, dtype=torch.bool)
+        if min(keep) < max(keep):
+            rank = torch.arange(max(keep), device=hidden.device)
+            kept = rank < torch.tensor(keep, device=hidden.device).unsqueeze(1)
+        kept = torch.zeros_like(segment.visual).scatter_(1, best, kept)
+        return segment.shorten(hidden, kept, keep, layer_idx, self.reduction.compact_positions)
+
+
+def state_of(cache: Cache | None) -> PromptState | None:
+    """The reduced prompt that a cache holds, or None; a cache that was emptied holds none."""
+    state = getattr(cache, "visual_prompt_state", None)
+    if state is None:
+        return None
+    seen = cache.get_seq_length()
+    # A static cache answers with a tensor: reading it would stall the device at every step.
+    return None if isinstance(seen, int) and seen == 0 else state
+
+
+def _prefill(model, prompt: VisualPrompt, hidden, attention_mask, position_ids, cache):
+    """Set up the pass over a prompt: its state, the layers where a segment starts, and the function that starts it."""
+    if cache is not None and int(cache.get_seq_length()) > 0:
+        raise ValueError(
+            f"a prompt with images needs an empty cache while visual tokens are reduced, got one that holds "
+            f"{int(cache.get_seq_length())} tokens: re-using a cache across turns is not supported"
+        )
+    prompt.entered = True
+    budgets = dict(model.reduction.config.layers)
+    num_columns = prompt_columns.get() or hidden.shape[1]
+    segment = Segment.whole(prompt, hidden, padding_mask(attention_mask, hidden.shape[1]), position_ids)
+    state = PromptState(hidden.shape[1], [])
+    if cache is not None:
+        cache.visual_prompt_state = state
+
+    def boundary(index: int, hidden: Tensor):
+        nonlocal segment
+        if index == 0:
+            hidden, segment = segment.drop_flagged(hidden, model.reduction.compact_positions)
+            state.segments.append(segment)
+        if index in budgets:
+            hidden, segment = model.layer_prune(index, hidden, segment, budgets[index], num_columns)
+            state.segments.append(segment)
+        return hidden, segment.valid, segment.positions
+
+    return state, {0, *budgets}, boundary
+
+
+def _decode(state: PromptState, hidden, attention_mask, position_ids, cache):
+    """Set up the pass over tokens that follow a reduced prompt: where segments start, and the function for it."""
+    segments = {segment.start: segment for segment in state.segments}
+    if position_ids is None:
+        seen = cache.get_seq_length() + state.length - segments[0].length
+        position_ids = torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0) + seen
+    after = None
+    if attention_mask is not None and attention_mask.ndim == 2:
+        after = attention_mask[:, state.length :] != 0
+
+    def boundary(index: int, hidden: Tensor):
+        segment = segments[index].to(hidden.device)
+        positions = position_ids.to(hidden.device) - segment.removed
+        if segment.valid is None and after is None:
+            return hidden, None, positions
+        num_keys, _ = cache.get_mask_sizes(hidden.shape[1], index)
+        before, behind = segment.valid, after
+        if before is None:
+            before = torch.ones_like(segment.visual)
+        if behind is None:
+            behind = before.new_ones(hidden.shape[0], num_keys - segment.length)
+        return hidden, torch.cat((before, behind.to(hidden.device)), dim=1), positions
+
+    return segments.keys(), boundary

@@ -1,0 +1,73 @@
+"""Stage 1 on a CLIP vision tower: run it no further than needed, collect [CLS] rows on the way, let the method reduce
+every view, and hand over full-size features whose dropped rows are flagged."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ..attention import cls_row, device_of
+from ..methods.base import Views
+
+
+def grid_of(tower: nn.Module) -> tuple[int, int]:
+    """Height and width of a CLIP tower's grid, in tokens."""
+    side = tower.config.image_size // tower.config.patch_size
+    return side, side
+
+
+def run_tower(
+    tower: nn.Module, pixel_values: Tensor, feature_layer: int, row_layers: tuple[int, ...] = ()
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """Run a CLIP tower up to the layer that is read, or to the last layer whose row is wanted.
+
+    Args:
+        tower: a transformers CLIPVisionModel.
+        pixel_values: [V, 3, H, W].
+        feature_layer: index into the tower's hidden states (-2: the output of the last block but one).
+        row_layers: blocks whose [CLS] row is wanted; negative ones count from the end.
+
+    Returns:
+        Hidden states [V, 1 + N, C], and {block as asked for: [V, N] fp32}.
+    """
+    blocks = tower.encoder.layers
+    num_run = feature_layer % (len(blocks) + 1)
+    wanted = {layer % len(blocks) for layer in row_layers}
+    last = max([num_run - 1, *wanted])
+    rows = {}
+    hidden = tower.pre_layrnorm(tower.embeddings(pixel_values.to(device_of(tower.embeddings))))
+    features = hidden
+    for index, block in enumerate(blocks[: last + 1]):
+        if index in wanted:
+            hidden = hidden.to(device_of(block))
+            rows[index] = cls_row(block, hidden)
+        if index < max(num_run, last):  # a last block that only gives its row need not run
+            hidden = block(hidden, None)
+        if index + 1 == num_run:
+            features = hidden
+    return features, {layer: rows[layer % len(blocks)] for layer in row_layers}
+
+
+def encode_views(
+    reduction, tower: nn.Module, project: Callable[[Tensor], Tensor], pixel_values: Tensor, feature_layer: int
+) -> Tensor:
+    """Encode views and reduce each to the reduction's budget.
+
+    Args:
+        reduction: a `vscan.Reduction` that keeps fewer tokens than there are.
+        tower: a CLIPVisionModel.
+        project: the model's projector, [V, n, C] -> [V, n, D].
+        pixel_values: [V, 3, H, W].
+        feature_layer: index into the tower's hidden states.
+
+    Returns:
+        [V, N, D] in raster order: a kept token in its slot, NaN in all others.
+    """
+    hidden, rows = run_tower(tower, pixel_values, feature_layer, reduction.method.cls_layers)
+    features = hidden[:, 1:]
+    rows = {layer: row.to(features.device) for layer, row in rows.items()}
+    views = Views(pixel_values.to(features.device), features, rows, grid_of(tower), project)
+    values, slots = reduction.method.encode(views, reduction.num_kept)
+    num_views, _, width = values.shape
+    flagged = values.new_full((num_views, reduction.num_tokens, width), torch.nan)
+    return flagged.scatter_(1, slots.to(values.device).unsqueeze(-1).expand_as(values), values)

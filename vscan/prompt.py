@@ -1,0 +1,265 @@
+"""What is known about one batch of prompts: where its visual tokens are, and how short each run of layers sees it.
+
+`VisualPrompt` travels from the shell to the decoder as a keyword; `PromptState` hangs on the KV cache afterwards.
+Nothing here is kept on a module, so that two prompts can be under way on one model.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class VisualPrompt:
+    """Where a batch of prompts holds its visual tokens.
+
+    Args:
+        visual: bool [B, L], the placeholder columns.
+        num_views: views (images, crops, frames) per row.
+        num_visual: placeholders per row.
+        num_kept: placeholders per row that hold a token after the vision encoder; the others are flagged by NaN.
+        num_valid: columns per row that are no padding.
+        entered: set by the decoder loop; `apply` fails loudly where it stays unset.
+    """
+
+    visual: Tensor
+    num_views: list[int]
+    num_visual: list[int]
+    num_kept: list[int]
+    num_valid: list[int]
+    entered: bool = False
+
+    def repeat(self, times: int) -> "VisualPrompt":
+        """The same prompts, each `times` times in a row: what generate does for beams and returned sequences."""
+        if times == 1:
+            return self
+        lists = (self.num_views, self.num_visual, self.num_kept, self.num_valid)
+        repeated = ([number for number in numbers for _ in range(times)] for numbers in lists)
+        return VisualPrompt(self.visual.repeat_interleave(times, dim=0), *repeated)
+
+    @classmethod
+    def read(
+        cls,
+        visual: Tensor,
+        attention_mask: Tensor | None,
+        tokens_per_view: int,
+        kept_per_view: int,
+        num_views: int,
+    ) -> "VisualPrompt":
+        """Count what each row holds. One row needs no data; several rows cost one host read per prompt.
+
+        Args:
+            visual: bool [B, L].
+            attention_mask: bool [B, L], or None where nothing is padding.
+            tokens_per_view, kept_per_view: placeholders of a view, and how many hold a token after the encoder.
+            num_views: views of the whole batch.
+
+        Raises:
+            ValueError: if a row's placeholders are no whole number of views.
+        """
+        batch, length = visual.shape
+        if batch == 1:
+            views, valid = [num_views], [length]
+        else:
+            mask = torch.ones_like(visual) if attention_mask is None else attention_mask.to(visual.device)
+            placeholders, valid = torch.stack((visual.sum(1), mask.sum(1))).tolist()
+            views = [number // tokens_per_view for number in placeholders]
+            if any(number % tokens_per_view for number in placeholders) or sum(views) != num_views:
+                raise ValueError(
+                    f"expected {tokens_per_view} placeholders for each of {num_views} images, "
+                    f"got {placeholders} per row"
+                )
+        return cls(
+            visual=visual,
+            num_views=views,
+            num_visual=[number * tokens_per_view for number in views],
+            num_kept=[number * kept_per_view for number in views],
+            num_valid=valid,
+        )
+
+
+def padding_mask(attention_mask: Tensor | None, length: int) -> Tensor | None:
+    """The columns of a prompt that hold tokens, as bool [B, L], from whatever mask a model is given.
+
+    Args:
+        attention_mask: [B, L]; or [B, 1, L, K] as generate builds it for a static cache, where the last query sees
+            every column that is no padding; or None.
+        length: L.
+    """
+    if attention_mask is None or attention_mask.ndim == 2:
+        return None if attention_mask is None else attention_mask != 0
+    last = attention_mask[:, 0, -1, :length]
+    return last if last.dtype == torch.bool else last == 0
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of decoder layers that see the same, possibly shortened, prompt of S columns.
+
+    Args:
+        start: its first layer.
+        prompt: the whole prompt.
+        columns: long [B, S], the column of the full prompt that each of its columns came from.
+        valid: bool [B, S], columns that hold a token; None where all do.
+        visual: bool [B, S], columns that hold a visual token.
+        positions: long [B or 1, S], the position of each column.
+        removed: long [B, 1], what to subtract from a position in the full prompt.
+        num_visual, num_valid: visual tokens and columns that hold a token, per row.
+    """
+
+    start: int
+    prompt: VisualPrompt
+    columns: Tensor
+    valid: Tensor | None
+    visual: Tensor
+    positions: Tensor
+    removed: Tensor
+    num_visual: list[int]
+    num_valid: list[int]
+
+    @classmethod
+    def whole(
+        cls, prompt: VisualPrompt, hidden: Tensor, valid: Tensor | None, position_ids: Tensor | None
+    ) -> "Segment":
+        """The full prompt as one segment, every placeholder counted as a token.
+
+        Args:
+            hidden: [B, L, D].
+            valid: bool [B, L] or None.
+            position_ids: long [B or 1, L], or None for 0, 1, 2, ...
+        """
+        batch, length = hidden.shape[:2]
+        columns = torch.arange(length, device=hidden.device).expand(batch, -1)
+        visual = prompt.visual.to(hidden.device)
+        return cls(
+            start=0,
+            prompt=prompt,
+            columns=columns,
+            valid=None if valid is None else valid.to(hidden.device),
+            visual=visual,
+            positions=columns if position_ids is None else position_ids.to(hidden.device),
+            removed=columns.new_zeros(batch, 1),
+            num_visual=prompt.num_visual,
+            num_valid=prompt.num_valid,
+        )
+
+    @property
+    def length(self) -> int:
+        return self.columns.shape[1]
+
+    def visual_indices(self, row: int) -> list[int]:
+        """Which of a row's visual tokens are here, as indices into those of the full prompt. Reads the device."""
+        rank = self.prompt.visual[row].cumsum(0) - 1
+        columns = self.columns[row][self.visual[row]]
+        return rank[columns.to(rank.device)].tolist()
+
+    def to(self, device: torch.device) -> "Segment":
+        """The same segment, with its tensors on `device`."""
+        if self.columns.device == device:
+            return self
+        moved = {name: getattr(self, name) for name in ("columns", "valid", "visual", "positions", "removed")}
+        return replace(self, **{name: None if t is None else t.to(device) for name, t in moved.items()})
+
+    def query(self, num_columns: int) -> tuple[Tensor, Tensor | None]:
+        """The last token of the prompt in every row, and the columns that it may see.
+
+        Args:
+            num_columns: columns of the full prompt; later ones are an answer under way.
+
+        Returns:
+            Long [B], and bool [B, S] or None where it sees all.
+        """
+        if self.valid is None and num_columns >= self.prompt.visual.shape[1]:
+            return self.columns.new_full((self.columns.shape[0],), self.length - 1), None
+        index = torch.arange(self.length, device=self.columns.device)
+        asks = self.columns < num_columns
+        if self.valid is not None:
+            asks = asks & self.valid
+        query = torch.where(asks, index, 0).amax(dim=1)
+        return query, asks & (index <= query.unsqueeze(1))
+
+    def shorten(
+        self, hidden: Tensor, kept: Tensor, num_kept: list[int], start: int, compact_positions: bool
+    ) -> tuple[Tensor, "Segment"]:
+        """Drop the visual tokens that are not kept; text stays, order stays.
+
+        Args:
+            hidden: [B, S, D].
+            kept: bool [B, S], a subset of `visual`.
+            num_kept: kept visual tokens per row.
+            start: first layer of the segment that begins here.
+            compact_positions: close the gaps in the positions; else every token stays at its own.
+
+        Returns:
+            [B, S', D] and the new segment; S' is the longest row, shorter rows are filled up at the left and masked.
+        """
+        num_valid = [
+            valid - visual + keep for valid, visual, keep in zip(self.num_valid, self.num_visual, num_kept, strict=True)
+        ]
+        length = max(num_valid)
+        dropped = self.visual & ~kept
+        stay = ~dropped if self.valid is None else self.valid & ~dropped
+        columns, valid = compact(stay, length)
+        hidden = hidden[torch.arange(hidden.shape[0], device=hidden.device).unsqueeze(1), columns]
+        if self.valid is None and min(num_valid) == length:
+            valid = None
+        else:  # fillers are masked, but NaN times zero is NaN
+            hidden = hidden.masked_fill(~valid.unsqueeze(-1), 0)
+        positions, removed = self.positions.expand(hidden.shape[0], -1), self.removed
+        if compact_positions:
+            positions = positions - dropped.cumsum(dim=1)
+            removed = removed + dropped.sum(dim=1, keepdim=True)
+        return hidden, replace(
+            self,
+            start=start,
+            columns=self.columns.gather(1, columns),
+            valid=valid,
+            visual=kept.gather(1, columns),
+            positions=positions.gather(1, columns),
+            removed=removed,
+            num_visual=num_kept,
+            num_valid=num_valid,
+        )
+
+    def drop_flagged(self, hidden: Tensor, compact_positions: bool) -> tuple[Tensor, "Segment"]:
+        """Drop the placeholders that the vision stage flagged with NaN: the decoder's layer 0 never sees them."""
+        if self.prompt.num_kept == self.num_visual:
+            return hidden, self
+        kept = self.visual & ~hidden[..., 0].isnan()
+        return self.shorten(hidden, kept, self.prompt.num_kept, 0, compact_positions)
+
+
+@dataclass
+class PromptState:
+    """What decoding has to know of a reduced prompt; it hangs on the cache, never on a module.
+
+    Args:
+        length: columns of the full prompt.
+        segments: from layer 0 up; of two with the same start the later one counts.
+    """
+
+    length: int
+    segments: list[Segment]
+
+
+def compact(keep: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Columns that stay, in order, as [B, length]: no sort, no device sync.
+
+    Rows that keep fewer than `length` columns are filled up with their first columns that were not kept.
+
+    Args:
+        keep: bool [B, L].
+        length: the largest number of kept columns of a row, or more.
+
+    Returns:
+        Long columns [B, length], and bool [B, length]: kept (not a filler).
+    """
+    batch, width = keep.shape
+    dropped = ~keep
+    missing = length - keep.sum(dim=1, keepdim=True)
+    include = keep | (dropped & (dropped.cumsum(dim=1) <= missing))
+    target = torch.where(include, include.cumsum(dim=1) - 1, length)
+    source = torch.arange(width, device=keep.device).expand(batch, -1)
+    columns = source.new_zeros(batch, length + 1).scatter_(1, target, source)[:, :length]
+    return columns, keep.gather(1, columns)
