@@ -9,16 +9,17 @@ from collections.abc import Sequence
 from .config import check_layers, count
 
 
-def _check_count(value: int, name: str, least: int = 0) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}: expected an int of at least {least}, got {value!r}")
+def _check_count(value: float, name: str, least: int = 0, kind: type = int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | kind) or value < least:
+        expected = "an int" if kind is int else "a number"
+        raise ValueError(f"{name}: expected {expected} of at least {least}, got {value!r}")
 
 
-def _check_schedule(lengths: Sequence[int], name: str, most: int | None = None) -> None:
+def _check_schedule(lengths: Sequence[float], name: str, most: int | None = None, kind: type = int) -> None:
     if not lengths:
         raise ValueError(f"{name}: expected one count for each layer, got an empty sequence")
     for layer, length in enumerate(lengths):
-        _check_count(length, f"{name}: layer {layer}")
+        _check_count(length, f"{name}: layer {layer}", kind=kind)
         if most is not None and length > most:
             raise ValueError(f"{name}: layer {layer}: expected at most the {most} of the dense run, got {length}")
 
@@ -96,7 +97,7 @@ def vscan_schedule(average: int, num_layers: int) -> tuple[int, tuple[tuple[int,
     return 3 * average // 2, ((num_layers // 2, average // 2),)
 
 
-def decoder_flops(tokens_per_layer: Sequence[int], hidden_size: int, intermediate_size: int) -> int:
+def decoder_flops(tokens_per_layer: Sequence[float], hidden_size: int, intermediate_size: int) -> float:
     """FLOPs of the decoder's prefill over visual tokens: sum over layers of 4 n d^2 + 2 n^2 d + 3 n d m (VScan, B.2).
 
     n is the layer's visual tokens, d the hidden size, m the intermediate size; the terms are the four projections,
@@ -105,16 +106,16 @@ def decoder_flops(tokens_per_layer: Sequence[int], hidden_size: int, intermediat
     reduced models are this sum at the average in every layer; the two stages themselves cost 0.1 to 0.9 % more.
 
     Args:
-        tokens_per_layer: n of every layer.
+        tokens_per_layer: n of every layer; an average need not be whole.
         hidden_size, intermediate_size: d and m.
 
     Returns:
-        FLOPs; 1e12 of them are the paper's "T".
+        FLOPs, exact for whole tokens; 1e12 of them are the paper's "T".
 
     Raises:
         ValueError: for an empty schedule or a count that is none.
     """
-    _check_schedule(tokens_per_layer, "tokens_per_layer")
+    _check_schedule(tokens_per_layer, "tokens_per_layer", kind=float)
     _check_count(hidden_size, "hidden_size", least=1)
     _check_count(intermediate_size, "intermediate_size", least=1)
     d, m = hidden_size, intermediate_size

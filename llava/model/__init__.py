@@ -1,0 +1,1 @@
+"""LLaVA in its original checkpoint format."""

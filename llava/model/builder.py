@@ -1,0 +1,115 @@
+"""Load a LLaVA checkpoint, in the original format or in Hugging Face's; which of the two its config says."""
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import LlavaForConditionalGeneration
+
+from llava.mm_utils import load_image_processor
+from llava.tokenizer import load_tokenizer
+
+from .language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
+from .multimodal_encoder.builder import build_vision_tower, find_vision_tower
+
+
+def read_config(model_path: str | Path) -> dict:
+    """The checkpoint's config.json.
+
+    Raises:
+        FileNotFoundError: if it is missing.
+    """
+    file = Path(model_path) / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"model path {str(model_path)!r}: expected a checkpoint folder with config.json")
+    return json.loads(file.read_text())
+
+
+def choose_dtype(dtype: str | torch.dtype, config: dict, device: torch.device) -> torch.dtype:
+    """The dtype to compute in.
+
+    Args:
+        dtype: "auto", or a dtype or its name. "auto" is the checkpoint's own; on a CPU, float32 instead of float16.
+        config: the checkpoint's config.
+        device: where the model will run.
+
+    Raises:
+        ValueError: for a name that is no floating-point dtype.
+    """
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    text_config = config.get("text_config", {})
+    stored = config.get("dtype") or config.get("torch_dtype") or text_config.get("torch_dtype") or "float16"
+    chosen = getattr(torch, stored if dtype == "auto" else dtype, None)
+    if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
+        raise ValueError(f"dtype: expected auto, float32, bfloat16 or float16, got {dtype!r}")
+    return torch.float32 if dtype == "auto" and device.type == "cpu" and chosen == torch.float16 else chosen
+
+
+def load_model(
+    model_path: str | Path,
+    device_map: str | dict | None = None,
+    device: str | None = None,
+    attn_implementation: str | None = None,
+    dtype: str | torch.dtype = "auto",
+) -> LlavaLlamaForCausalLM | LlavaForConditionalGeneration:
+    """Load the model of a checkpoint; `load_pretrained_model` says what the arguments are."""
+    config = read_config(model_path)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    options = {"dtype": choose_dtype(dtype, config, device), "attn_implementation": attn_implementation}
+    placed = {**options, "device_map": device_map or {"": str(device)}}
+    if "mm_vision_tower" in config:
+        # AutoConfig would read some of these as transformers' own LLaVA, with the sizes of the 7B model.
+        model = LlavaLlamaForCausalLM.from_pretrained(model_path, config=LlavaConfig.from_dict(config), **placed)
+        tower = build_vision_tower(model.config, model_path, **options)
+        model.model.vision_tower = tower.to(model.get_input_embeddings().weight.device)
+    elif config.get("model_type") == "llava" and "vision_config" in config:
+        model = LlavaForConditionalGeneration.from_pretrained(model_path, **placed)
+    else:
+        raise ValueError(
+            f"model path {str(model_path)!r}: expected a config with mm_vision_tower (original LLaVA) or with "
+            f"model_type 'llava' and vision_config (Hugging Face), got model_type {config.get('model_type')!r}"
+        )
+    return model.eval()
+
+
+def load_pretrained_model(
+    model_path: str,
+    model_base: str | None = None,
+    model_name: str | None = None,
+    device_map: str | dict | None = None,
+    device: str | None = None,
+    use_flash_attn: bool = False,
+    attn_implementation: str | None = None,
+    dtype: str | torch.dtype = "auto",
+):
+    """Load a checkpoint with its tokenizer and image processor.
+
+    Args:
+        model_path: the checkpoint folder.
+        model_base: not supported (adapters on a base model): must be None.
+        model_name: a name for messages; nothing depends on it.
+        device_map: how accelerate spreads the model; None puts it on `device`.
+        device: where it runs; None is "cuda" where there is one, else "cpu".
+        use_flash_attn: the same as attn_implementation="flash_attention_2".
+        attn_implementation: "sdpa", "eager" or "flash_attention_2"; None leaves the choice to transformers.
+        dtype: "auto" (`choose_dtype`), or a dtype or its name.
+
+    Returns:
+        (tokenizer, model, image_processor, context_len). The model is a LlavaLlamaForCausalLM, or transformers' own
+        LlavaForConditionalGeneration for a Hugging Face checkpoint.
+
+    Raises:
+        FileNotFoundError, ValueError: for a checkpoint that is incomplete or of another kind.
+    """
+    if model_base is not None:
+        raise ValueError(f"model_base: expected None (merge the adapter into its base first), got {model_base!r}")
+    config = read_config(model_path)
+    tokenizer = load_tokenizer(model_path)
+    tower = config.get("mm_vision_tower")
+    image_processor = load_image_processor(model_path if tower is None else find_vision_tower(tower, model_path))
+    attn_implementation = "flash_attention_2" if use_flash_attn else attn_implementation
+    model = load_model(model_path, device_map, device, attn_implementation, dtype)
+    text_config = config.get("text_config", config)
+    context_len = text_config.get("max_sequence_length") or text_config.get("max_position_embeddings") or 2048
+    return tokenizer, model, image_processor, context_len

@@ -1,0 +1,102 @@
+"""LLaVA on Llama or Vicuna, in the original checkpoint format."""
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaPreTrainedModel
+
+from vscan.models.shell import check_generation
+from vscan.prompt import VisualPrompt
+
+from ..llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
+from ..modeling_llama_x import LlamaModel
+
+
+class LlavaConfig(LlamaConfig):
+    """Llama's config with the `mm_*` keys of the original format."""
+
+    model_type = "llava_llama"
+
+
+class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
+    """The language model with projector and vision tower."""
+
+    config_class = LlavaConfig
+
+
+class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
+    """transformers' LlamaForCausalLM.
+
+    Modifications:
+    - the model is a `LlavaLlamaModel`;
+    - `forward` and `generate` take `images`, which the prompts name by IMAGE_TOKEN_INDEX.
+    """
+
+    config_class = LlavaConfig
+    # The tower is loaded on its own: v1.5 checkpoints do not hold it.
+    _keys_to_ignore_on_load_unexpected = (r"model\.vision_tower\.",)
+
+    def __init__(self, config: LlavaConfig):
+        LlamaPreTrainedModel.__init__(self, config)
+        self.model = LlavaLlamaModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        images: Tensor | None = None,
+        visual_prompt: VisualPrompt | None = None,
+        **kwargs,
+    ):
+        """One forward pass.
+
+        Args:
+            input_ids: long [B, L]; IMAGE_TOKEN_INDEX stands for one image.
+            images: [V, 3, H, W], or None.
+            visual_prompt: what `generate` found out about the prompt; ignored after it.
+
+        Raises:
+            ValueError: for labels beside images, which would not line up with the output.
+        """
+        if images is not None:
+            if labels is not None:
+                raise ValueError("expected no labels beside images: the output has other columns than the input")
+            inputs_embeds, attention_mask, visual_prompt = self.embed_prompts(input_ids, attention_mask, images)
+            input_ids = None
+        if inputs_embeds is not None and visual_prompt is not None:
+            # Beams and returned sequences repeat the rows after the prompt was embedded.
+            kwargs["visual_prompt"] = visual_prompt.repeat(len(inputs_embeds) // len(visual_prompt.visual))
+        return super().forward(
+            input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, labels=labels, **kwargs
+        )
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        images: Tensor | None = None,
+        image_sizes: list | None = None,
+        attention_mask: Tensor | None = None,
+        **kwargs,
+    ):
+        """transformers' generate on prompts with images; returns the new tokens only.
+
+        Args:
+            inputs: long [B, L]; IMAGE_TOKEN_INDEX stands for one image.
+            images: [V, 3, H, W], or None.
+            image_sizes: width and height of each picture; not needed before any-resolution checkpoints.
+            attention_mask: [B, L], or None where nothing is padding.
+            **kwargs: anything that transformers' generate takes.
+
+        Raises:
+            ValueError: for what cannot work while visual tokens are reduced (`vscan.models.shell.check_generation`).
+        """
+        if self.model.reduction is not None:
+            check_generation(self, kwargs)
+        embeds, attention_mask, prompt = self.embed_prompts(inputs, attention_mask, images)
+        return super().generate(inputs_embeds=embeds, attention_mask=attention_mask, visual_prompt=prompt, **kwargs)

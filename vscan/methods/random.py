@@ -1,0 +1,78 @@
+"""Random: a uniformly random subset of the tokens, the baseline that a method has to beat."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..scan import top
+from .base import Method, Views
+
+# SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): its step and its two multipliers, as signed 64-bit integers.
+STEP = 0x9E3779B97F4A7C15 - 2**64
+MULTIPLIERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
+
+
+def shift_right(bits: Tensor, by: int) -> Tensor:
+    """Logical shift of int64, which the >> of signed integers is not: the sign bits that it drags in are cut off."""
+    return (bits >> by) & (2 ** (64 - by) - 1)
+
+
+def mix(bits: Tensor) -> Tensor:
+    """SplitMix64's output function, a bijection of int64 whose every output bit depends on every input bit."""
+    bits = (bits ^ shift_right(bits, 30)) * MULTIPLIERS[0]
+    bits = (bits ^ shift_right(bits, 27)) * MULTIPLIERS[1]
+    return bits ^ shift_right(bits, 31)
+
+
+def stream(state: Tensor, num: int) -> Tensor:
+    """The first `num` numbers that SplitMix64 gives from each state: int64 [V] -> int64 [V, num]."""
+    steps = torch.arange(1, num + 1, device=state.device) * STEP
+    return mix(state.unsqueeze(1) + steps)
+
+
+def content_keys(pixel_values: Tensor) -> Tensor:
+    """One integer per view that its pixel values determine: [V, ...] of any float dtype -> int64 [V].
+
+    A sum of the bits of every value, each times a fixed odd weight, modulo 2**64: integers, so it is exact in whatever
+    order a device adds, and one changed value always changes it.
+    """
+    bits = pixel_values.flatten(1).float().view(torch.int32).long()  # V P
+    weights = stream(bits.new_zeros(1), bits.shape[1]) | 1  # 1 P
+    return (bits * weights).sum(dim=1)
+
+
+@dataclass(frozen=True)
+class Random(Method):
+    """A random subset per view, a function of its pixel values and the seed: the same in every batch and every run.
+
+    No random number generator is read or changed. Pixel values are taken as the encoder gets them, so an image may
+    have one subset in fp16 and another in fp32.
+
+    Args:
+        seed: another subset for every image, in [0, 2**63).
+
+    Raises:
+        ValueError: for any other seed.
+    """
+
+    seed: int = 0
+
+    def __post_init__(self):
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed: expected an integer in [0, 2**63), got {self.seed!r}")
+
+    def encode(self, views: Views, num: int) -> tuple[Tensor, Tensor]:
+        state = mix(content_keys(views.pixel_values) + self.seed)
+        slots = top(stream(state, views.features.shape[1]), num).sort(dim=-1).values
+        return views.project(views.features.take_along_dim(slots.unsqueeze(-1), dim=1)), slots
+
+    def scores(self, rows: Tensor) -> Tensor:
+        """A random rank per column in [0, 1), the same for all rows: [B, H, L] -> [B, L] fp32.
+
+        It is a function of the seed and of the column counted from the end of the row, so that padding on the left,
+        which a batch adds, changes nothing; padding on the right would.
+        """
+        state = mix(torch.full((1,), self.seed, device=rows.device))
+        # 24 bits, which fp32 holds exactly.
+        return (shift_right(stream(state, rows.shape[-1]), 40).float() / 2**24).flip(-1).expand(rows.shape[0], -1)
