@@ -1,12 +1,19 @@
 """Tiny deterministic models for the tests."""
 
+from dataclasses import dataclass
+
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from vscan.merge import merge
+from vscan.methods.base import Method
 
 IMAGE_TOKEN = 99
 
 
-def tiny_llava(num_layers: int = 6, vision_layers: int = 7, side: int = 12, heads: int = 4, kv_heads: int = 2, **kwargs):
+def tiny_llava(
+    num_layers: int = 6, vision_layers: int = 7, side: int = 12, heads: int = 4, kv_heads: int = 2, **kwargs
+):
     """A LlavaForConditionalGeneration with a side x side grid, float32, eval mode; the same weights every time."""
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
@@ -70,3 +77,60 @@ def pictures(model, number: int, seed: int = 0) -> torch.Tensor:
     """`number` random pictures for a model, [number, 3, H, W]."""
     size = model.config.vision_config.image_size
     return torch.randn(number, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def normalised(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 crops [V, 3, H, W] -> what the CLIP processor makes of them, bit for bit."""
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
+    std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
+    return ((pixels.double() * (1 / 255)).float() - mean) / std
+
+
+def to_hugging_face(original, image_token: int) -> LlavaForConditionalGeneration:
+    """The stock model with the weights of one in the original format.
+
+    Args:
+        original: a LlavaLlamaForCausalLM.
+        image_token: an id of its vocabulary that no prompt uses.
+    """
+    tower = original.model.vision_tower.vision_tower
+    text_config = LlamaConfig(**{**original.config.to_dict(), "model_type": "llama", "architectures": None})
+    config = LlavaConfig(
+        vision_config=tower.config,
+        text_config=text_config,
+        image_token_index=image_token,
+        vision_feature_layer=original.config.mm_vision_select_layer,
+        vision_feature_select_strategy="default",
+    )
+    model = LlavaForConditionalGeneration(config).eval()
+    state = {f"model.vision_tower.{name}": value for name, value in tower.state_dict().items()}
+    for name, value in original.state_dict().items():
+        if name.startswith("model.mm_projector."):
+            part, kind = name.removeprefix("model.mm_projector.").split(".")
+            state[f"model.multi_modal_projector.linear_{1 if part == '0' else 2}.{kind}"] = value
+        elif name.startswith("lm_head."):
+            state[name] = value
+        elif not name.startswith("model.vision_tower."):
+            state["model.language_model." + name.removeprefix("model.")] = value
+    model.load_state_dict(state)
+    model.generation_config = original.generation_config
+    return model
+
+
+@dataclass(frozen=True)
+class Injected(Method):
+    """A method whose selection was made elsewhere; register it in `vscan.METHODS` for a test.
+
+    Args:
+        slots: kept tokens in raster order, the same for every view.
+        merged: merge dropped tokens, as VScan does.
+    """
+
+    slots: tuple[int, ...] = ()
+    merged: bool = True
+
+    def encode(self, views, num):
+        assert num == len(self.slots)
+        slots = torch.tensor(self.slots).expand(len(views.features), -1)
+        embeds = views.project(views.features)
+        return merge(embeds, slots) if self.merged else embeds.take_along_dim(slots.unsqueeze(-1), 1), slots

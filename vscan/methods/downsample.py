@@ -33,8 +33,8 @@ def pooling(grid: tuple[int, int], num: int, device: torch.device) -> tuple[Tens
         ascending: the token in the middle of each rectangle (of two, the earlier one).
     """
     height, width = grid
-    # No row may get more cells than it has columns.
-    num_rows = max(-(-num // width), min(round(sqrt(num * height / width)), height))
+    # No row may get more cells than it has columns, nor none.
+    num_rows = max(-(-num // width), min(round(sqrt(num * height / width)), height, num))
     slots = []
     with torch.inference_mode(False):  # the cached tensors are also used where gradients are recorded
         weights = torch.zeros(num, height, width)
