@@ -1,0 +1,1 @@
+"""Evaluation commands of the LLaVA family."""

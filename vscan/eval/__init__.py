@@ -1,0 +1,1 @@
+"""Question files in, answers out. Importable without torch."""

@@ -1,0 +1,104 @@
+"""The flags that every evaluation command shares. Both spellings work: --layer_list and --layer-list."""
+
+import argparse
+import ast
+from dataclasses import fields
+
+from ..config import POSITIONS, ReductionConfig, parse_list
+from ..methods import METHODS, method_class
+
+
+def add(parser, name: str, **options) -> None:
+    """Add a flag under its published spelling and the other one."""
+    other = "--" + (name[2:].replace("_", "-") if "_" in name else name[2:].replace("-", "_"))
+    parser.add_argument(*dict.fromkeys((name, other)), **options)
+
+
+def budget(text: str) -> int | float:
+    """A count (96) or a share (0.167), as the command line has it."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise argparse.ArgumentTypeError(f"expected a count such as 96 or a share such as 0.167, got {text!r}")
+    return value
+
+
+def positive(text: str) -> int:
+    """An int of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected an int of at least 1, got {text!r}")
+    return int(text)
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
+    """Add what is evaluated, where answers go, and how they are generated."""
+    add(parser, "--model-path", required=True, help="checkpoint folder")
+    add(parser, "--question-file", required=True, help="questions, one JSON object a line")
+    add(parser, "--image-folder", required=True, help="folder that the questions' images are relative to")
+    add(parser, "--answers-file", required=True, help="answers, one JSON object a line; continued where it stopped")
+    add(parser, "--num-chunks", type=positive, default=1, help="cut the questions into this many chunks")
+    add(parser, "--chunk-idx", type=int, default=0, help="the chunk to answer, from 0")
+    add(parser, "--temperature", type=float, default=0.2, help="0 is greedy")
+    add(parser, "--top_p", type=float, default=None)
+    add(parser, "--num_beams", type=positive, default=1)
+    add(parser, "--max_new_tokens", type=positive, default=max_new_tokens)
+    add(parser, "--batch-size", type=positive, default=1, help="prompts at a time; 1 as published")
+    add(parser, "--num-workers", type=int, default=2, help="processes that prepare images; 0 prepares them in turn")
+    add(parser, "--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
+    add(parser, "--device", default=None, help="cuda, cuda:1, cpu; default: a GPU where there is one")
+    add(parser, "--attn-implementation", default=None, choices=["sdpa", "eager", "flash_attention_2"])
+
+
+def add_reduction_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the method and its budgets; leaving all of them out runs the dense model."""
+    add(parser, "--method", default="vscan", choices=list(METHODS))
+    add(parser, "--visual_token_num", type=budget, default=None, help="tokens per image after the vision encoder")
+    add(parser, "--layer_list", default=None, help="decoder layers before which tokens are pruned, such as '[16]'")
+    add(parser, "--image_token_list", default=None, help="tokens per image that each of them keeps, such as '[32]'")
+    add(parser, "--positions", default="auto", choices=POSITIONS)
+
+
+def parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, dict]:
+    """Parse a command line, the chosen method's hyper-parameters included.
+
+    Args:
+        parser: made with add_help=False; --help is added here, because it also shows the method's flags.
+
+    Returns:
+        The flags, and the hyper-parameters that were given.
+    """
+    wants_help = bool({"-h", "--help"} & set(argv))
+    if not wants_help:
+        parser.parse_known_args(argv)  # what is wrong so far is said before the method, and torch, is imported
+    chooser = argparse.ArgumentParser(add_help=False)
+    chooser.add_argument("--method", default=parser.get_default("method"), choices=list(METHODS))
+    method = chooser.parse_known_args(argv)[0].method
+    group = parser.add_argument_group(f"hyper-parameters of {method}")
+    flags = fields(method_class(method))
+    for flag in flags:
+        kind = {"action": argparse.BooleanOptionalAction} if flag.type is bool else {"type": flag.type}
+        add(group, f"--{flag.name}", default=argparse.SUPPRESS, help=f"default: {flag.default}", **kind)
+    parser.add_argument("-h", "--help", action="help", help="show this, with the flags of --method")
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        of_method = ", ".join(f"--{flag.name}" for flag in flags) or "none"
+        parser.error(f"unrecognized arguments: {' '.join(unknown)} (hyper-parameters of {method}: {of_method})")
+    return args, {flag.name: getattr(args, flag.name) for flag in flags if hasattr(args, flag.name)}
+
+
+def reduction_config(args: argparse.Namespace, hyper_parameters: dict) -> ReductionConfig | None:
+    """The reduction that the flags ask for, or None for the dense model.
+
+    Raises:
+        ValueError: for lists or budgets that are none.
+    """
+    return ReductionConfig.from_lists(
+        args.visual_token_num,
+        parse_list(args.layer_list, "--layer_list"),
+        parse_list(args.image_token_list, "--image_token_list"),
+        method=args.method,
+        positions=args.positions,
+        fields=hyper_parameters,
+    )
