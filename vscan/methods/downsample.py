@@ -34,7 +34,7 @@ def pooling(grid: tuple[int, int], num: int, device: torch.device) -> tuple[Tens
     """
     height, width = grid
     # No row may get more cells than it has columns, nor none.
-    num_rows = max(-(-num // width), min(round(sqrt(num * height / width)), height, num))
+    num_rows = max(-(-num // width), min(round(sqrt(num * height / width)), num))
     slots = []
     with torch.inference_mode(False):  # the cached tensors are also used where gradients are recorded
         weights = torch.zeros(num, height, width)

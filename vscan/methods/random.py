@@ -63,8 +63,8 @@ class Random(Method):
             raise ValueError(f"seed: expected an integer in [0, 2**63), got {self.seed!r}")
 
     def encode(self, views: Views, num: int) -> tuple[Tensor, Tensor]:
-        state = mix(content_keys(views.pixel_values) + self.seed)
-        slots = top(stream(state, views.features.shape[1]), num).sort(dim=-1).values
+        numbers = stream(content_keys(views.pixel_values) + self.seed, views.features.shape[1])
+        slots = top(numbers, num).sort(dim=-1).values
         return views.project(views.features.take_along_dim(slots.unsqueeze(-1), dim=1)), slots
 
     def scores(self, rows: Tensor) -> Tensor:
@@ -73,6 +73,6 @@ class Random(Method):
         It is a function of the seed and of the column counted from the end of the row, so that padding on the left,
         which a batch adds, changes nothing; padding on the right would.
         """
-        state = mix(torch.full((1,), self.seed, device=rows.device))
-        # 24 bits, which fp32 holds exactly.
-        return (shift_right(stream(state, rows.shape[-1]), 40).float() / 2**24).flip(-1).expand(rows.shape[0], -1)
+        numbers = stream(torch.full((1,), self.seed, device=rows.device), rows.shape[-1]).flip(-1)
+        # The upper 24 bits, which fp32 holds exactly.
+        return (shift_right(numbers, 40).float() / 2**24).expand(rows.shape[0], -1)

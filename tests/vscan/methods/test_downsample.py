@@ -91,11 +91,11 @@ def test_constant_features_stay_constant_in_their_dtype(num, dtype):
     torch.testing.assert_close(values, torch.full_like(values, 3.25))
 
 
-def test_half_precision_is_summed_in_fp32():
-    # 2048 + 1 is 2048 in fp16: its sum of these would stand still at 2048, and that of 0.01s would drift.
-    features = torch.cat((torch.full((1, 1, 1), 2048.0), torch.ones(1, 511, 1)), dim=1).half()
-    values, _ = Downsample().encode(views_of(features, (16, 32)), 1)
-    assert values.item() == torch.tensor((2048 + 511) / 512).half().item()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_averaged_in_fp32_and_rounded_once(dtype):
+    features = random_features(2, 576).to(dtype)
+    values, _ = Downsample().encode(views_of(features, (24, 24)), 64)
+    assert values.equal(Downsample().encode(views_of(features.float(), (24, 24)), 64)[0].to(dtype))
 
 
 def test_a_batch_equals_its_views_alone():

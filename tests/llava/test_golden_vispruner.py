@@ -1,0 +1,79 @@
+"""Everything recorded from the published VisPruner code on LLaVA-1.5 (`golden/vispruner`), whole model.
+
+Its diverse selection is chaotic: where the recording itself changed under noise, the recorded mask is injected and what
+follows it is checked.
+"""
+
+import json
+
+import pytest
+import torch
+from helpers import Injected, normalised
+from safetensors.torch import load_file
+
+import vscan
+from llava.model.builder import load_model
+
+SETTINGS = ["t64_r75", "t64_r50", "t192_r25", "t32_r50", "t128_r0", "t128_r100", "t576_r50"]
+CASES = [f"{name}_img{image}" for name in SETTINGS for image in range(5)]
+STRICT = {
+    *("t64_r75_img0", "t192_r25_img0", "t64_r50_img1", "t64_r75_img2", "t192_r25_img2", "t64_r50_img3"),
+    *("t192_r25_img3", "t32_r50_img3", "t128_r0_img3"),
+    *(case for case in CASES if case.startswith(("t128_r100", "t576_r50"))),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(golden):
+    return golden / "vispruner"
+
+
+@pytest.fixture(scope="module")
+def cases(folder):
+    return {case["name"]: case for case in json.loads((folder / "cases.json").read_text())["cases"]}
+
+
+@pytest.fixture(scope="module")
+def inputs(folder):
+    return load_file(folder / "inputs.safetensors")
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    model = load_model(folder / "checkpoint", device="cpu")
+    model.generation_config.eos_token_id = None
+    return model
+
+
+def test_every_recorded_case_is_here(cases):
+    assert set(cases) == set(CASES)
+    assert {name for name, case in cases.items() if case["strict"]} == STRICT
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_generation_is_the_recorded_one(folder, cases, inputs, model, name, monkeypatch):
+    case, recorded = cases[name], load_file(folder / f"{name}.safetensors")
+    kept = recorded["index_mask"][0].nonzero()[:, 0].tolist()
+    method = {"method": "vispruner", "important_ratio": case["important_ratio"]}
+    if name not in STRICT:
+        monkeypatch.setitem(vscan.METHODS, "injected", Injected)
+        method = {"method": "injected", "slots": tuple(kept), "merged": False}
+    seen = []
+    handle = model.model.layers[0].register_forward_pre_hook(lambda layer, args: seen.append(args[0]))
+    with vscan.reduce(model, visual_tokens=case["visual_token_num"], **method) as reduction:
+        output = model.generate(
+            inputs["input_ids"],
+            images=normalised(inputs[f"pixel_u8_{case['image_index']}"]),
+            max_new_tokens=16,
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+    handle.remove()
+    row = reduction.stats().rows[0]
+    assert row.kept == [kept]
+    assert len(kept) == case["reported_token_count"]
+    torch.testing.assert_close(seen[0], recorded["inputs_embeds"], atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.cat(output.logits), recorded["scores"], atol=2e-4, rtol=0)
+    assert output.sequences[0].tolist() == recorded["generated"].tolist()
+    assert {output.past_key_values.get_seq_length(layer) for layer in range(8)} == {len(kept) + 32 + 15}
