@@ -21,6 +21,9 @@ STRICT = {
     *("t192_r25_img3", "t32_r50_img3", "t128_r0_img3"),
     *(case for case in CASES if case.startswith(("t128_r100", "t576_r50"))),
 }
+# Recorded as strict, but of 60 draws of 1e-6 noise on its tower outputs only 35 select the same tokens, and one thread
+# rounds otherwise than two: it is compared in float64, where the recording says that nothing changes.
+FRAGILE = {"t128_r0_img3"}
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +42,11 @@ def inputs(folder):
 
 
 @pytest.fixture(scope="module")
-def model(folder):
-    model = load_model(folder / "checkpoint", device="cpu")
-    model.generation_config.eos_token_id = None
-    return model
+def models(folder):
+    models = {dtype: load_model(folder / "checkpoint", device="cpu", dtype=dtype) for dtype in ("float32", "float64")}
+    for model in models.values():
+        model.generation_config.eos_token_id = None
+    return models
 
 
 def test_every_recorded_case_is_here(cases):
@@ -51,7 +55,8 @@ def test_every_recorded_case_is_here(cases):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_generation_is_the_recorded_one(folder, cases, inputs, model, name, monkeypatch):
+def test_a_generation_is_the_recorded_one(folder, cases, inputs, models, name, monkeypatch):
+    model = models["float64" if name in FRAGILE else "float32"]
     case, recorded = cases[name], load_file(folder / f"{name}.safetensors")
     kept = recorded["index_mask"][0].nonzero()[:, 0].tolist()
     method = {"method": "vispruner", "important_ratio": case["important_ratio"]}
@@ -73,7 +78,7 @@ def test_a_generation_is_the_recorded_one(folder, cases, inputs, model, name, mo
     row = reduction.stats().rows[0]
     assert row.kept == [kept]
     assert len(kept) == case["reported_token_count"]
-    torch.testing.assert_close(seen[0], recorded["inputs_embeds"], atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(seen[0].float(), recorded["inputs_embeds"], atol=2e-5, rtol=1e-5)
     torch.testing.assert_close(torch.cat(output.logits), recorded["scores"], atol=2e-4, rtol=0)
     assert output.sequences[0].tolist() == recorded["generated"].tolist()
     assert {output.past_key_values.get_seq_length(layer) for layer in range(8)} == {len(kept) + 32 + 15}

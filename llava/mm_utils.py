@@ -1,0 +1,151 @@
+"""Images in, pixels out; prompts in, token ids out.
+
+Contents:
+    load_image, load_image_processor, expand2square, process_images    an image file becomes the tower's input
+    tokenizer_image_token, expand_image_tokens                         a prompt becomes token ids
+    get_model_name_from_path                                           the name under which answers are filed
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import CLIPImageProcessorPil
+
+from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+
+
+def load_image(path: str | Path) -> Image.Image:
+    """Returns the image in the file `path` as RGB.
+
+    As in the published preprocessing, transparency is dropped, not blended, and an EXIF orientation is ignored.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not an image, or not a whole one.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"expected an image file at {path}, found nothing there") from None
+    except Exception as error:  # Pillow's readers report a broken file by errors of every kind
+        raise ValueError(f"expected a complete image file that Pillow can read at {path}: {error}") from error
+
+
+def load_image_processor(folder: str | Path) -> CLIPImageProcessorPil:
+    """Returns the CLIP image processor that `folder` describes, in the variant that needs no torchvision.
+
+    The published results rest on Pillow's bicubic resize. Another library's pixels differ a little, and one grey level
+    can change an answer.
+
+    Raises:
+        FileNotFoundError: the folder has no preprocessor_config.json.
+    """
+    config = Path(folder) / "preprocessor_config.json"
+    if not config.is_file():
+        raise FileNotFoundError(f"expected {config.name} of a CLIP vision tower in {folder}, found none")
+    return CLIPImageProcessorPil.from_pretrained(folder)
+
+
+def expand2square(image: Image.Image, background: tuple[int, ...]) -> Image.Image:
+    """Returns `image` in the middle of the smallest square that holds it, filled up with the colour `background`."""
+    width, height = image.size
+    if width == height:
+        return image
+    side = max(width, height)
+    square = Image.new(image.mode, (side, side), background)
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    return square
+
+
+def process_images(images: list[Image.Image], image_processor: CLIPImageProcessorPil, model_cfg: Any) -> torch.Tensor:
+    """Returns the input of the vision tower for some images.
+
+    Args:
+        images: RGB images of any sizes.
+        image_processor: What resizes, crops and normalises them to H x W pixels.
+        model_cfg: The checkpoint's configuration. Its `image_aspect_ratio` decides what comes first: "pad" pads to a
+            square with the mean colour; any other value leaves the cropping to the processor.
+
+    Returns:
+        float32 [len(images), 3, H, W].
+
+    Raises:
+        ValueError: `image_aspect_ratio` asks for tiles ("anyres").
+    """
+    aspect_ratio = getattr(model_cfg, "image_aspect_ratio", None)
+    if str(aspect_ratio).startswith("anyres"):
+        raise ValueError(f"expected image_aspect_ratio to be 'pad', 'square' or None, got {aspect_ratio!r}")
+    if aspect_ratio == "pad":
+        background = tuple(int(mean * 255) for mean in image_processor.image_mean)
+        images = [expand2square(image, background) for image in images]
+    return image_processor(images, return_tensors="pt")["pixel_values"]
+
+
+def tokenizer_image_token(
+    prompt: str, tokenizer, image_token_index: int = IMAGE_TOKEN_INDEX, return_tensors: str | None = None
+) -> list[int] | torch.Tensor:
+    """Returns the token ids of a prompt, with `image_token_index` for every "<image>" in it.
+
+    The texts between the images are tokenised one by one, as in training. What the tokenizer puts before a text stays
+    with each of them (sentencepiece's space), except bos: only the first keeps it.
+
+    Args:
+        prompt: Text with any number of "<image>".
+        tokenizer: Called on a text, returns an object with `input_ids`; has `bos_token_id`.
+        image_token_index: The id that stands for an image.
+        return_tensors: "pt" for a tensor, None for a list.
+
+    Returns:
+        A list of N ids, or int64 [N].
+
+    Raises:
+        ValueError: `return_tensors` is something else.
+    """
+    if return_tensors not in (None, "pt"):
+        raise ValueError(f"expected return_tensors to be 'pt' or None, got {return_tensors!r}")
+    first, *others = (list(tokenizer(text).input_ids) for text in prompt.split(DEFAULT_IMAGE_TOKEN))
+    ids = first
+    for other in others:
+        if other[:1] == [tokenizer.bos_token_id]:
+            other = other[1:]
+        ids += [image_token_index, *other]
+    return torch.tensor(ids, dtype=torch.long) if return_tensors == "pt" else ids
+
+
+def expand_image_tokens(
+    ids: list[int] | torch.Tensor, image_token_id: int, tokens_per_image: int
+) -> list[int] | torch.Tensor:
+    """Returns `ids` in the Hugging Face form, where an image is a run of placeholders that are in the vocabulary.
+
+    Args:
+        ids: N ids, as a list or as int64 [N]; every `IMAGE_TOKEN_INDEX` (-200) is an image.
+        image_token_id: The placeholder's id.
+        tokens_per_image: How many placeholders an image takes.
+
+    Returns:
+        The M ids, M = N + images * (tokens_per_image - 1): a list for a list, int64 [M] for a tensor.
+
+    Raises:
+        ValueError: a tensor has another number of dimensions than one.
+    """
+    if isinstance(ids, torch.Tensor):
+        if ids.ndim != 1:
+            raise ValueError(f"expected ids of shape [N], got {list(ids.shape)}")
+        is_image = ids == IMAGE_TOKEN_INDEX
+        counts = torch.where(is_image, tokens_per_image, 1)
+        return ids.masked_fill(is_image, image_token_id).repeat_interleave(counts)
+    image = [image_token_id] * tokens_per_image
+    return [out for token in ids for out in (image if token == IMAGE_TOKEN_INDEX else [token])]
+
+
+def get_model_name_from_path(path: str | Path) -> str:
+    """Returns the last component of `path`, with its parent's name in front if it is a "checkpoint-..." folder."""
+    components = str(path).strip("/").split("/")
+    if components[-1].startswith("checkpoint-"):
+        return "_".join(components[-2:])
+    return components[-1]
