@@ -105,13 +105,14 @@ def get_conversation(name: str) -> Conversation:
     return conv_templates[name].copy()
 
 
-def build_prompt(question: str, conv_mode: str, mm_use_im_start_end: bool = False) -> str:
-    """Returns the prompt that asks `question` about one image, which comes first.
+def build_prompt(question: str, conv_mode: str, mm_use_im_start_end: bool = False, has_image: bool = True) -> str:
+    """Returns the prompt that asks `question` about one image, which comes first, or about none.
 
     Args:
         question: The text, used as it is: a space or newline at either end stays.
         conv_mode: The name of the template.
         mm_use_im_start_end: Whether the checkpoint was trained with marks around the image.
+        has_image: Whether there is an image.
 
     Raises:
         ValueError: there is no such template.
@@ -121,6 +122,6 @@ def build_prompt(question: str, conv_mode: str, mm_use_im_start_end: bool = Fals
         image = DEFAULT_IM_START_TOKEN + image + DEFAULT_IM_END_TOKEN
     conversation = get_conversation(conv_mode)
     user, assistant = conversation.roles
-    conversation.append_message(user, f"{image}\n{question}")
+    conversation.append_message(user, f"{image}\n{question}" if has_image else question)
     conversation.append_message(assistant, None)
     return conversation.get_prompt()

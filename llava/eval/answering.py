@@ -47,7 +47,7 @@ class Preparation:
         if question.get("image"):
             image = load_image(Path(self.image_folder) / question["image"])
             pixels = process_images([image], self.image_processor, self)
-        prompt = build_prompt(question["text"], self.conv_mode, self.mm_use_im_start_end)
+        prompt = build_prompt(question["text"], self.conv_mode, self.mm_use_im_start_end, pixels is not None)
         return tokenizer_image_token(prompt, self.tokenizer), pixels
 
 
@@ -67,14 +67,16 @@ class Answering:
     def __call__(self, items: list[tuple[list[int], Tensor | None]]) -> list[Answer]:
         rows = [ids for ids, _ in items]
         pixels = [image for _, image in items if image is not None]
-        pixels = torch.cat(pixels).to(self.model.device, self.model.dtype) if pixels else None
+        images = {}
+        if pixels:
+            pixels = torch.cat(pixels).to(self.model.device, self.model.dtype)
+            images = {"images" if self.is_original else "pixel_values": pixels}
         if not self.is_original:
             rows = [expand_image_tokens(ids, self.model.config.image_token_id, self.tokens_per_image) for ids in rows]
         length = max(map(len, rows))
         pad = self.generation.get("pad_token_id") or 0
         ids = torch.tensor([[pad] * (length - len(row)) + row for row in rows], device=self.model.device)
         mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=self.model.device)
-        images = {"images" if self.is_original else "pixel_values": pixels}
         with torch.inference_mode():
             output = self.model.generate(ids, attention_mask=mask, **images, **self.generation)
         new = output if self.is_original else output[:, length:]
@@ -91,8 +93,10 @@ class Answering:
 
     def _stats(self, items) -> list[dict]:
         """Visual tokens of each row: before reduction, and [layer, tokens] for every stage."""
-        if self.reduction is None or all(image is None for _, image in items):
-            counts = [ids.count(IMAGE_TOKEN_INDEX) * self.tokens_per_image for ids, _ in items]
-            return [{"visual_tokens": number, "stages": [[0, number]]} for number in counts]
-        rows = self.reduction.stats().rows
-        return [{"visual_tokens": row.visual_tokens, "stages": row.stages} for row in rows]
+        counts = [ids.count(IMAGE_TOKEN_INDEX) * self.tokens_per_image for ids, _ in items]
+        stages = [[[0, number]] for number in counts]
+        if self.reduction is not None and any(counts):
+            rows = self.reduction.stats().rows
+            repeats = len(rows) // len(items)  # beams
+            stages = [row.stages if row.visual_tokens else [[0, 0]] for row in rows[::repeats]]
+        return [{"visual_tokens": number, "stages": stage} for number, stage in zip(counts, stages, strict=True)]

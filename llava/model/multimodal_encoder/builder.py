@@ -2,27 +2,36 @@
 
 from pathlib import Path
 
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
 from transformers import CLIPVisionModel
 
 from .clip_encoder import CLIPVisionTower
 
 
-def find_vision_tower(name: str, model_path: str | Path) -> str:
-    """Where the tower lies: inside the checkpoint folder, beside it, at the path itself, or under its name on the hub.
+def find_vision_tower(name: str, model_path: str | Path) -> Path:
+    """The tower's folder: inside the checkpoint folder, beside it, at the path itself, or downloaded from the hub.
 
     Args:
         name: `mm_vision_tower`, such as "openai/clip-vit-large-patch14-336".
         model_path: the checkpoint folder.
+
+    Raises:
+        FileNotFoundError: if it is nowhere.
     """
     folder = Path(model_path)
     places = [folder / name, folder.parent / name, folder.parent / Path(name).name, Path(name)]
     for place in places:
         if (place / "config.json").is_file():
-            return str(place)
-    if name.count("/") == 1 and not name.startswith((".", "/")):
-        return name
-    tried = ", ".join(str(place) for place in places)
-    raise FileNotFoundError(f"mm_vision_tower {name!r}: expected a folder with config.json at one of {tried}; none is")
+            return place
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.bin"]))
+    except (HFValidationError, OSError) as error:
+        tried = ", ".join(map(str, places))
+        raise FileNotFoundError(
+            f"mm_vision_tower {name!r}: expected a folder with config.json at one of {tried}, or a model of that name "
+            f"on the hub; found neither"
+        ) from error
 
 
 def build_vision_tower(config, model_path: str | Path, **kwargs) -> CLIPVisionTower:
