@@ -19,7 +19,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .attention import device_of, prompt_rows
 from .config import Budget, count
-from .prompt import PromptState, Segment, VisualPrompt, padding_mask
+from .prompt import PromptState, Segment, VisualPrompt, all_true, padding_mask
 from .scan import top
 
 # Columns of the prompt of the `generate` call under way. Without a cache every step brings the answer so far as well,
@@ -93,6 +93,7 @@ class Decoder:
                     past_key_values=past_key_values,
                     position_ids=None,
                     layer_idx=index,
+                    allow_is_causal_skip=valid is None,  # a mask is here because it masks something
                 )
                 rotary = self.rotary_emb(hidden, position_ids=positions)
             hidden = layer(
@@ -192,6 +193,8 @@ def _decode(state: PromptState, hidden, attention_mask, position_ids, cache):
     after = None
     if attention_mask is not None and attention_mask.ndim == 2:
         after = attention_mask[:, state.length :] != 0
+        if segments[0].valid is None and all_true(after):
+            after = None
 
     def boundary(index: int, hidden: Tensor):
         segment = segments[index].to(hidden.device)

@@ -47,7 +47,7 @@ class VisualPrompt:
         kept_per_view: int,
         num_views: int,
     ) -> "VisualPrompt":
-        """Count what each row holds. One row needs no data; several rows cost one host read per prompt.
+        """Count what each row holds. One row without a mask needs no data; else it is one host read per prompt.
 
         Args:
             visual: bool [B, L].
@@ -59,7 +59,7 @@ class VisualPrompt:
             ValueError: if a row's placeholders are no whole number of views.
         """
         batch, length = visual.shape
-        if batch == 1:
+        if batch == 1 and attention_mask is None:
             views, valid = [num_views], [length]
         else:
             mask = torch.ones_like(visual) if attention_mask is None else attention_mask.to(visual.device)
@@ -91,6 +91,11 @@ def padding_mask(attention_mask: Tensor | None, length: int) -> Tensor | None:
         return None if attention_mask is None else attention_mask != 0
     last = attention_mask[:, 0, -1, :length]
     return last if last.dtype == torch.bool else last == 0
+
+
+def all_true(mask: Tensor) -> bool:
+    """Whether a mask masks nothing: a host read, as transformers does it for masks that it is given."""
+    return bool(mask.all())
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,7 @@ class Segment:
             start=0,
             prompt=prompt,
             columns=columns,
-            valid=None if valid is None else valid.to(hidden.device),
+            valid=None if valid is None or min(prompt.num_valid) == length else valid.to(hidden.device),
             visual=visual,
             positions=columns if position_ids is None else position_ids.to(hidden.device),
             removed=columns.new_zeros(batch, 1),
