@@ -1,6 +1,7 @@
 """Random: a uniformly random subset of the tokens, the baseline that a method has to beat."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -31,6 +32,13 @@ def stream(state: Tensor, num: int) -> Tensor:
     return mix(state.unsqueeze(1) + steps)
 
 
+@lru_cache(maxsize=4)
+def position_weights(num: int, device: torch.device) -> Tensor:
+    """A fixed odd number per position, int64 [1, num]; cached, because making them costs more than using them."""
+    with torch.inference_mode(False):  # the cached tensor is also used where gradients are recorded
+        return stream(torch.zeros(1, dtype=torch.long, device=device), num) | 1
+
+
 def content_keys(pixel_values: Tensor) -> Tensor:
     """One integer per view that its pixel values determine: [V, ...] of any float dtype -> int64 [V].
 
@@ -38,8 +46,7 @@ def content_keys(pixel_values: Tensor) -> Tensor:
     order a device adds, and one changed value always changes it.
     """
     bits = pixel_values.flatten(1).float().view(torch.int32).long()  # V P
-    weights = stream(bits.new_zeros(1), bits.shape[1]) | 1  # 1 P
-    return (bits * weights).sum(dim=1)
+    return (bits * position_weights(bits.shape[1], bits.device)).sum(dim=1)
 
 
 @dataclass(frozen=True)
