@@ -121,9 +121,10 @@ def apply(
 
 def apply_config(model: nn.Module, config: ReductionConfig) -> Reduction:
     """`apply` for a configuration that is at hand."""
+    install = installer(model)
     defaults = (getattr(model.config, "reduction", None) or {}).get(config.method)
     reduction = Reduction(config, defaults)
-    reduction._undo = installer(model)(reduction)
+    reduction._undo = install(reduction)
     return reduction
 
 

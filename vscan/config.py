@@ -41,8 +41,10 @@ def check_layers(layers: Any) -> tuple[tuple[int, Budget], ...]:
     """Return the pruning stages as ((layer, budget), ...), in ascending order of layers; ValueError if they are not."""
     if layers is None:
         return ()
-    if isinstance(layers, Mapping):
-        layers = sorted(layers.items())
+    try:
+        layers = sorted(layers.items()) if isinstance(layers, Mapping) else list(layers)
+    except TypeError as error:
+        raise ValueError(f"layers: expected {{decoder layer: budget}} such as {{16: 32}}, got {layers!r}") from error
     stages = []
     for stage in layers:
         if not isinstance(stage, Sequence) or len(stage) != 2:
@@ -60,7 +62,7 @@ def parse_list(text: str | None, name: str) -> list | None:
     """Read a list from a command line: '[8,16]' -> [8, 16], 'None' or no flag at all -> None; ValueError otherwise."""
     try:
         value = None if text is None else ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError):
         value = text
     if value is not None and not isinstance(value, list | tuple):
         raise ValueError(f"{name}: expected a list such as '[16]', or None, got {text!r}")

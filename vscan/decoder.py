@@ -26,6 +26,8 @@ from .scan import top
 # and the query must stay the last token of the prompt.
 prompt_columns: ContextVar[int | None] = ContextVar("prompt_columns", default=None)
 
+_ARGUMENTS = ("input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", "use_cache")
+
 # Before layer k: the hidden states [B, S, D], which columns are valid (bool, or None for all), and their positions.
 Boundary = Callable[[int, Tensor], tuple[Tensor, Tensor | None, Tensor]]
 
@@ -43,10 +45,12 @@ class Decoder:
     reduction = None
 
     def forward(self, *args, visual_prompt: VisualPrompt | None = None, **kwargs):
-        cache = args[3] if len(args) > 3 else kwargs.get("past_key_values")
-        if self.reduction is not None and (visual_prompt is not None or state_of(cache) is not None):
-            return self.forward_x(*args, visual_prompt=visual_prompt, **kwargs)
-        return super().forward(*args, **kwargs)
+        kwargs = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
+        new = kwargs.get("input_ids") if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"]
+        follows = visual_prompt is None and state_of(kwargs.get("past_key_values"), new.shape[1]) is not None
+        if self.reduction is not None and (visual_prompt is not None or follows):
+            return self.forward_x(visual_prompt=visual_prompt, **kwargs)
+        return super().forward(**kwargs)
 
     @merge_with_config_defaults
     @capture_outputs
@@ -80,7 +84,7 @@ class Decoder:
         if visual_prompt is not None:
             state, starts, boundary = _prefill(self, visual_prompt, *given)
         else:
-            state = state_of(past_key_values)
+            state = past_key_values.visual_prompt_state
             starts, boundary = _decode(state, *given)
 
         for index, layer in enumerate(self.layers[: self.config.num_hidden_layers]):
@@ -146,14 +150,20 @@ class Decoder:
         return segment.shorten(hidden, kept, keep, layer_idx, self.reduction.compact_positions)
 
 
-def state_of(cache: Cache | None) -> PromptState | None:
-    """The reduced prompt that a cache holds, or None; a cache that was emptied holds none."""
+def state_of(cache: Cache | None, num_new: int) -> PromptState | None:
+    """The reduced prompt that a cache holds, or None; a cache that was emptied forgets it here.
+
+    Args:
+        num_new: tokens that are about to follow.
+    """
     state = getattr(cache, "visual_prompt_state", None)
-    if state is None:
-        return None
-    seen = cache.get_seq_length()
-    # A static cache answers with a tensor: reading it would stall the device at every step.
-    return None if isinstance(seen, int) and seen == 0 else state
+    if state is not None:
+        seen = cache.get_seq_length()
+        # A static cache answers with a tensor, and reading it at every step would stall the device.
+        if (isinstance(seen, int) or num_new > 1) and int(seen) == 0:
+            del cache.visual_prompt_state
+            return None
+    return state
 
 
 def _prefill(model, prompt: VisualPrompt, hidden, attention_mask, position_ids, cache):

@@ -266,5 +266,6 @@ def compact(keep: Tensor, length: int) -> tuple[Tensor, Tensor]:
     include = keep | (dropped & (dropped.cumsum(dim=1) <= missing))
     target = torch.where(include, include.cumsum(dim=1) - 1, length)
     source = torch.arange(width, device=keep.device).expand(batch, -1)
-    columns = source.new_zeros(batch, length + 1).scatter_(1, target, source)[:, :length]
-    return columns, keep.gather(1, columns)
+    columns = source.new_zeros(batch, length + 1).scatter_(1, target, source)
+    valid = keep.new_zeros(batch, length + 1).scatter_(1, target, keep)
+    return columns[:, :length], valid[:, :length]

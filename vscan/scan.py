@@ -106,5 +106,6 @@ def scan(
     Returns:
         Local indices [V, K] and global indices [V, num - K], both long.
     """
-    local = local_scan(local_scores, grid, int(num * (1 - global_share)), window)
+    # The small addend undoes the rounding of a decimal share: 1 - 0.9 is a little less than 0.1.
+    local = local_scan(local_scores, grid, int(num * (1 - global_share) + 1e-9), window)
     return local, global_scan(global_scores, local, num - local.shape[1])

@@ -18,7 +18,7 @@ def budget(text: str) -> int | float:
     """A count (96) or a share (0.167), as the command line has it."""
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError):
         value = None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise argparse.ArgumentTypeError(f"expected a count such as 96 or a share such as 0.167, got {text!r}")

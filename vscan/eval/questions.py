@@ -15,17 +15,18 @@ def read_questions(file: str | Path) -> list[dict]:
     if not Path(file).is_file():
         raise FileNotFoundError(f"question file: expected a file, found none at {str(file)!r}")
     questions = []
-    with open(file, encoding="utf-8") as lines:
+    with open(file, "rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
+            shown = line.decode(errors="replace")[:60]
             try:
-                question = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{file}, line {number}: expected a JSON object, got {line[:60]!r}") from error
+                question = json.loads(line.decode())
+            except ValueError as error:  # no JSON, or no UTF-8
+                raise ValueError(f"{file}, line {number}: expected a JSON object, got {shown!r}") from error
             missing = {"question_id", "text"} - set(question if isinstance(question, dict) else ())
             if missing:
-                raise ValueError(f"{file}, line {number}: expected the keys {sorted(missing)}, got {line[:60]!r}")
+                raise ValueError(f"{file}, line {number}: expected the keys {sorted(missing)}, got {shown!r}")
             questions.append(question)
     return questions
 

@@ -9,18 +9,16 @@ import os
 from pathlib import Path
 
 
-def _keep_whole_lines(file: Path, most: int | None = None) -> int:
-    """Cut a file after its last whole line, or after `most` lines; returns how many lines it holds then."""
-    if not file.exists():
-        return 0
-    with open(file, "rb+") as stream:
-        size = lines = 0
-        for line in stream:
-            if not line.endswith(b"\n") or lines == most:
-                break
-            size, lines = size + len(line), lines + 1
-        stream.truncate(size)
-    return lines
+def _whole_lines(file: Path, most: int | None = None) -> tuple[int, int]:
+    """How many lines of a file are whole, `most` of them at the most, and how many bytes these are."""
+    lines = size = 0
+    if file.exists():
+        with open(file, "rb") as stream:
+            for line in stream:
+                if not line.endswith(b"\n") or lines == most:
+                    break
+                lines, size = lines + 1, size + len(line)
+    return lines, size
 
 
 class AnswersFile:
@@ -40,8 +38,8 @@ class AnswersFile:
         run_file = self.file.with_name(self.file.name + ".run.json")
         config = json.loads(json.dumps(config))
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        self.num_done = _keep_whole_lines(self.file)
-        if self.num_done:
+        self.num_done, size = _whole_lines(self.file)
+        if self.file.exists() and self.file.stat().st_size:
             begun = json.loads(run_file.read_text()) if run_file.exists() else None
             if begun != config:
                 differs = "no run.json" if begun is None else _difference(begun, config)
@@ -49,12 +47,18 @@ class AnswersFile:
                     f"answers file {str(self.file)!r}: expected one that this command began, got {self.num_done} rows "
                     f"of another run ({differs}); give another file or remove this one"
                 )
-        # Stats are written before their answer: what has no answer yet will come again.
-        _keep_whole_lines(self.stats_file, self.num_done)
+        for file in (self.file, self.stats_file):
+            file.touch()
+        os.truncate(self.file, size)
+        # Stats are written before their answer, so those of a row that was cut come again. Fewer of them than answers
+        # are left only where a disk lost them: such rows say that nothing is known.
+        num_stats, size = _whole_lines(self.stats_file, self.num_done)
+        os.truncate(self.stats_file, size)
+        with open(self.stats_file, "a") as stream:
+            stream.write("{}\n" * (self.num_done - num_stats))
         temporary = run_file.with_name(run_file.name + ".tmp")
         temporary.write_text(json.dumps(config, indent=2) + "\n")
         os.replace(temporary, run_file)
-        self.file.touch()
 
     def append(self, answers: list[dict], stats: list[dict]) -> None:
         """Write rows to disk, in order."""
@@ -65,5 +69,6 @@ class AnswersFile:
 
 
 def _difference(begun: dict, config: dict) -> str:
-    keys = [key for key in {**begun, **config} if begun.get(key) != config.get(key)]
+    both = {**begun, **config}
+    keys = [key for key in both if key not in begun or key not in config or begun[key] != config[key]]
     return "; ".join(f"{key}: {begun.get(key)!r}, now {config.get(key)!r}" for key in keys)

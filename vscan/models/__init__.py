@@ -15,6 +15,8 @@ def installer(model):
     Raises:
         ValueError: for a model that is not known.
     """
+    if hasattr(model, "get_base_model"):  # adapters put around a model
+        return installer(model.get_base_model())
     if hasattr(model, "install_reduction"):
         return model.install_reduction
     model_type = getattr(getattr(model, "config", None), "model_type", None)

@@ -29,8 +29,14 @@ def run_tower(
 
     Returns:
         Hidden states [V, 1 + N, C], and {block as asked for: [V, N] fp32}.
+
+    Raises:
+        ValueError: for a layer that the tower does not have.
     """
     blocks = tower.encoder.layers
+    for layer, most in [(feature_layer, len(blocks)), *((layer, len(blocks) - 1) for layer in row_layers)]:
+        if not -most - 1 <= layer <= most:
+            raise ValueError(f"expected one of {len(blocks)} vision layers, got {layer}")
     num_run = feature_layer % (len(blocks) + 1)
     wanted = {layer % len(blocks) for layer in row_layers}
     last = max([num_run - 1, *wanted])

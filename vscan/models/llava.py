@@ -15,17 +15,25 @@ def check(config) -> None:
     for name, got, expected in (
         ("vision tower", config.vision_config.model_type, "clip_vision_model"),
         ("language model", config.text_config.model_type, "llama"),
-        ("vision_feature_select_strategy", config.vision_feature_select_strategy, "default"),
     ):
         if got != expected:
             raise ValueError(f"{name}: expected {expected!r}, got {got!r}")
-    if not isinstance(config.vision_feature_layer, int):
-        raise ValueError(f"vision_feature_layer: expected one layer, got {config.vision_feature_layer}")
+    check_features(config.vision_feature_layer, config.vision_feature_select_strategy)
+
+
+def check_features(layer, strategy: str) -> None:
+    """Raise ValueError for vision features other than one layer's patches."""
+    if not isinstance(layer, int):
+        raise ValueError(f"vision_feature_layer: expected one layer, got {layer}")
+    if strategy != "default":
+        raise ValueError(f"vision_feature_select_strategy: expected 'default', got {strategy!r}")
 
 
 def install(model: nn.Module, reduction):
-    """Install a reduction on a LlavaForConditionalGeneration or LlavaModel; returns the function that undoes it."""
+    """Install a reduction on a LlavaForConditionalGeneration; returns the function that undoes it."""
     base = model.base_model
+    if base is model:
+        raise ValueError(f"expected the model that generates, got {type(model).__name__} inside it")
     check(base.config)
     height, width = grid_of(base.vision_tower)
     reduction.fit(
@@ -37,8 +45,9 @@ def install(model: nn.Module, reduction):
         dtype=base.language_model.dtype,
     )
 
-    def get_image_features(pixel_values, vision_feature_layer=None, **kwargs):
+    def get_image_features(pixel_values, vision_feature_layer=None, vision_feature_select_strategy=None, **kwargs):
         layer = base.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
+        check_features(layer, vision_feature_select_strategy or "default")
         features = encode_views(reduction, base.vision_tower, base.multi_modal_projector, pixel_values, layer)
         return BaseModelOutputWithPooling(pooler_output=list(features))
 
@@ -67,7 +76,6 @@ def install(model: nn.Module, reduction):
         hand_over(undo, base, describe)
         if reduction.num_kept < reduction.num_tokens:
             replace_method(undo, base, "get_image_features", get_image_features)
-        if model is not base:
-            guard_generate(undo, model)
-            refuse_labels(undo, model)
+        guard_generate(undo, model)
+        refuse_labels(undo, model)
         return undo.pop_all().close

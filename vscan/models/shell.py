@@ -69,7 +69,10 @@ def hand_over(undo: ExitStack, base: nn.Module, describe: Callable[[dict], Visua
 def replace_method(undo: ExitStack, instance: nn.Module, name: str, method: Callable) -> None:
     """Replace a method of one instance; its signature stays readable, because generate filters keywords by it."""
     functools.update_wrapper(method, getattr(instance, name))
-    undo.callback(instance.__dict__.pop, name)
+    if name in instance.__dict__:  # somebody else's
+        undo.callback(instance.__dict__.__setitem__, name, instance.__dict__[name])
+    else:
+        undo.callback(instance.__dict__.pop, name)
     instance.__dict__[name] = method
 
 
@@ -100,13 +103,15 @@ def check_generation(model, kwargs: dict) -> None:
 def guard_generate(undo: ExitStack, model: nn.Module) -> None:
     """Check every call of `generate`, and let the decoder know how long its prompt is."""
     original = model.generate
+    names = list(inspect.signature(original).parameters)
 
-    def generate(inputs=None, **kwargs):
+    def generate(*args, **kwargs):
+        kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
         check_generation(model, kwargs)
-        ids = kwargs.get("input_ids") if inputs is None else inputs
+        ids = kwargs.get("input_ids") if kwargs.get("inputs") is None else kwargs["inputs"]
         token = prompt_columns.set(None if ids is None else ids.shape[1])
         try:
-            return original(inputs, **kwargs)
+            return original(**kwargs)
         finally:
             prompt_columns.reset(token)
 
