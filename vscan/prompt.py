@@ -40,12 +40,7 @@ class VisualPrompt:
 
     @classmethod
     def read(
-        cls,
-        visual: Tensor,
-        attention_mask: Tensor | None,
-        tokens_per_view: int,
-        kept_per_view: int,
-        num_views: int,
+        cls, visual: Tensor, attention_mask: Tensor | None, tokens_per_view: int, kept_per_view: int, num_views: int
     ) -> "VisualPrompt":
         """Count what each row holds. One row without a mask needs no data; else it is one host read per prompt.
 
