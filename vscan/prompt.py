@@ -18,7 +18,8 @@ class VisualPrompt:
         visual: bool [B, L], the placeholder columns.
         num_views: views (images, crops, frames) per row.
         num_visual: placeholders per row.
-        num_kept: placeholders per row that hold a token after the vision encoder; the others are flagged by NaN.
+        num_kept: placeholders per row that hold a token after the vision encoder; the others are flagged by NaN. None
+            where that depends on the picture: it is read when the decoder drops them.
         num_valid: columns per row that are no padding.
         entered: set by the decoder loop; `apply` fails loudly where it stays unset.
     """
@@ -26,7 +27,7 @@ class VisualPrompt:
     visual: Tensor
     num_views: list[int]
     num_visual: list[int]
-    num_kept: list[int]
+    num_kept: list[int] | None
     num_valid: list[int]
     entered: bool = False
 
@@ -35,43 +36,42 @@ class VisualPrompt:
         if times == 1:
             return self
         lists = (self.num_views, self.num_visual, self.num_kept, self.num_valid)
-        repeated = ([number for number in numbers for _ in range(times)] for numbers in lists)
+        repeated = (numbers and [number for number in numbers for _ in range(times)] for numbers in lists)
         return VisualPrompt(self.visual.repeat_interleave(times, dim=0), *repeated)
 
     @classmethod
     def read(
-        cls, visual: Tensor, attention_mask: Tensor | None, tokens_per_view: int, kept_per_view: int, num_views: int
+        cls, visual: Tensor, attention_mask: Tensor | None, sizes: list[int], views: list[int], kept: int | None
     ) -> "VisualPrompt":
         """Count what each row holds. One row without a mask needs no data; else it is one host read per prompt.
 
         Args:
             visual: bool [B, L].
             attention_mask: bool [B, L], or None where nothing is padding.
-            tokens_per_view, kept_per_view: placeholders of a view, and how many hold a token after the encoder.
-            num_views: views of the whole batch.
+            sizes, views: placeholders and views of every image, in the order in which the rows hold them.
+            kept: how many tokens of a view are left by the encoder, or None where that depends on the picture.
 
         Raises:
-            ValueError: if a row's placeholders are no whole number of views.
+            ValueError: if the rows' placeholders are not those of these images.
         """
         batch, length = visual.shape
         if batch == 1 and attention_mask is None:
-            views, valid = [num_views], [length]
+            placeholders, valid = [sum(sizes)], [length]
         else:
             mask = torch.ones_like(visual) if attention_mask is None else attention_mask.to(visual.device)
             placeholders, valid = torch.stack((visual.sum(1), mask.sum(1))).tolist()
-            views = [number // tokens_per_view for number in placeholders]
-            if any(number % tokens_per_view for number in placeholders) or sum(views) != num_views:
-                raise ValueError(
-                    f"expected {tokens_per_view} placeholders for each of {num_views} images, "
-                    f"got {placeholders} per row"
-                )
-        return cls(
-            visual=visual,
-            num_views=views,
-            num_visual=[number * tokens_per_view for number in views],
-            num_kept=[number * kept_per_view for number in views],
-            num_valid=valid,
-        )
+        num_views, left = [], list(zip(sizes, views, strict=True))
+        for number in placeholders:
+            num_views.append(0)
+            while number > 0 and left:
+                size, of_image = left.pop(0)
+                number, num_views[-1] = number - size, num_views[-1] + of_image
+            if number:
+                raise ValueError(f"expected the placeholders of images of {sizes} tokens, got {placeholders} per row")
+        if left:
+            raise ValueError(f"expected the placeholders of images of {sizes} tokens, got {placeholders} per row")
+        num_kept = None if kept is None else [number * kept for number in num_views]
+        return cls(visual, num_views, placeholders, num_kept, valid)
 
 
 def padding_mask(attention_mask: Tensor | None, length: int) -> Tensor | None:
@@ -227,7 +227,10 @@ class Segment:
         if self.prompt.num_kept == self.num_visual:
             return hidden, self
         kept = self.visual & ~hidden[..., 0].isnan()
-        return self.shorten(hidden, kept, self.prompt.num_kept, 0, compact_positions)
+        num_kept = self.prompt.num_kept
+        if num_kept is None:
+            num_kept = kept.sum(dim=1).tolist()
+        return self.shorten(hidden, kept, num_kept, 0, compact_positions)
 
 
 @dataclass

@@ -65,10 +65,24 @@ def test_no_token_is_doubled_where_more_columns_are_asked_for_than_there_are():
 # --------------------------------------------------------------------------------------------------- VisualPrompt
 
 
+def read(visual, mask, tokens_per_view, kept_per_view, num_views):
+    """Images that are one view each, all of one size."""
+    return VisualPrompt.read(visual, mask, [tokens_per_view] * num_views, [1] * num_views, kept_per_view)
+
+
+def test_images_of_several_views_and_sizes_go_to_the_rows_that_hold_them():
+    visual = flags("tVVVVVVVt", "ttttttttt", "VVVtVVttt")
+    found = VisualPrompt.read(visual, None, [5, 2, 3, 2], [3, 1, 2, 1], None)
+    assert (found.num_views, found.num_visual) == ([4, 0, 3], [7, 0, 5])
+    assert found.num_kept is None
+    with pytest.raises(ValueError, match=r"placeholders of images of \[5, 3, 4\] tokens, got \[7, 0, 5\] per row"):
+        VisualPrompt.read(visual, None, [5, 3, 4], [1, 1, 1], None)
+
+
 def test_counts_of_every_row_are_read():
     visual = flags("ppttVVVVtt", "tVVVVVVVVt", "pppppttttt")
     mask = ~flags("ppttVVVVtt", "tVVVVVVVVt", "pppppttttt", mark="p")
-    found = VisualPrompt.read(visual, mask, tokens_per_view=4, kept_per_view=3, num_views=3)
+    found = read(visual, mask, tokens_per_view=4, kept_per_view=3, num_views=3)
     assert found.num_views == [1, 2, 0]
     assert found.num_visual == [4, 8, 0]
     assert found.num_kept == [3, 6, 0]
@@ -78,22 +92,22 @@ def test_counts_of_every_row_are_read():
 
 
 def test_without_a_mask_every_column_is_a_token():
-    found = VisualPrompt.read(flags("ttVV", "tVVt"), None, tokens_per_view=2, kept_per_view=1, num_views=2)
+    found = read(flags("ttVV", "tVVt"), None, tokens_per_view=2, kept_per_view=1, num_views=2)
     assert (found.num_views, found.num_visual, found.num_kept, found.num_valid) == ([1, 1], [2, 2], [1, 1], [4, 4])
 
 
 def test_one_row_is_counted_without_reading_it():
     visual = torch.empty(1, 20, dtype=torch.bool, device="meta")  # reading a value of a meta tensor is an error
-    found = VisualPrompt.read(visual, None, tokens_per_view=4, kept_per_view=3, num_views=2)
+    found = read(visual, None, tokens_per_view=4, kept_per_view=3, num_views=2)
     assert (found.num_views, found.num_visual, found.num_kept, found.num_valid) == ([2], [8], [6], [20])
 
 
 def test_one_row_with_padding_is_counted():
     visual, mask = flags("pptVVVVVVVVt"), ~flags("pptVVVVVVVVt", mark="p")
-    found = VisualPrompt.read(visual, mask, tokens_per_view=4, kept_per_view=3, num_views=2)
+    found = read(visual, mask, tokens_per_view=4, kept_per_view=3, num_views=2)
     assert (found.num_views, found.num_visual, found.num_kept, found.num_valid) == ([2], [8], [6], [10])
-    with pytest.raises(ValueError, match=r"expected 4 placeholders for each of 1 images, got \[8\] per row"):
-        VisualPrompt.read(visual, mask, tokens_per_view=4, kept_per_view=3, num_views=1)
+    with pytest.raises(ValueError, match=r"expected the placeholders of images of \[4\] tokens, got \[8\] per row"):
+        read(visual, mask, tokens_per_view=4, kept_per_view=3, num_views=1)
 
 
 @pytest.mark.parametrize(
@@ -108,8 +122,8 @@ def test_one_row_with_padding_is_counted():
 )
 def test_placeholders_that_fit_no_number_of_images_are_refused(rows, num_views, got):
     with pytest.raises(ValueError, match="placeholders") as caught:
-        VisualPrompt.read(flags(*rows), None, tokens_per_view=4, kept_per_view=2, num_views=num_views)
-    assert str(caught.value) == f"expected 4 placeholders for each of {num_views} images, got {got} per row"
+        read(flags(*rows), None, tokens_per_view=4, kept_per_view=2, num_views=num_views)
+    assert str(caught.value) == f"expected the placeholders of images of {[4] * num_views} tokens, got {got} per row"
 
 
 @quick
@@ -126,7 +140,7 @@ def test_any_batch_is_counted(views, tokens_per_view, padding, data):
     rows = [
         ("p" * pad + "V" * view * tokens_per_view).ljust(length, "t") for pad, view in zip(pads, views, strict=True)
     ]
-    found = VisualPrompt.read(flags(*rows), ~flags(*rows, mark="p"), tokens_per_view, kept, sum(views))
+    found = read(flags(*rows), ~flags(*rows, mark="p"), tokens_per_view, kept, sum(views))
     assert found.num_views == views
     assert found.num_visual == [row.count("V") for row in rows]
     assert found.num_kept == [kept * view for view in views]
@@ -259,7 +273,7 @@ def test_rows_that_keep_unequal_numbers_are_filled_up_and_masked():
 
 def test_one_padded_row_becomes_no_longer_than_its_tokens():
     visual, mask = flags("pptVVVVt"), ~flags("pptVVVVt", mark="p")
-    prompt = VisualPrompt.read(visual, mask, tokens_per_view=4, kept_per_view=4, num_views=1)
+    prompt = read(visual, mask, tokens_per_view=4, kept_per_view=4, num_views=1)
     segment = Segment.whole(prompt, torch.zeros(1, 8, 2), mask, None)
     _, short = segment.shorten(torch.zeros(1, 8, 2), flags("....x...", mark="x"), [1], 1, True)
     assert short.columns.tolist() == [[2, 4, 7]]

@@ -6,7 +6,7 @@ models are found here by their `model_type`.
 
 from importlib import import_module
 
-ADAPTERS = {"llava": "vscan.models.llava:install"}
+ADAPTERS = {"llava": "vscan.models.llava:install", "llava_next": "vscan.models.llava_next:install"}
 
 
 def installer(model):

@@ -10,7 +10,7 @@ from functools import lru_cache
 from torch import nn
 
 from ..decoder import Decoder, prompt_columns
-from ..prompt import VisualPrompt
+from ..prompt import VisualPrompt, padding_mask
 
 
 @lru_cache(maxsize=8)
@@ -38,6 +38,53 @@ def swap_decoder(undo: ExitStack, text_model: nn.Module, reduction) -> None:
     if dispatched is not None:
         undo.callback(setattr, text_model, "_old_forward", dispatched)
         text_model._old_forward = type(text_model).forward.__get__(text_model)
+
+
+def install_on_shell(
+    model: nn.Module,
+    reduction,
+    images_of: Callable[[dict], tuple[list[int], list[int]]],
+    get_image_features: Callable | None,
+    num_kept: int | None,
+) -> Callable[[], None]:
+    """Install a reduction on a stock model with the parts `language_model` and `get_image_features`.
+
+    Args:
+        images_of: from the keywords of a call that brings images to their placeholders and their views.
+        get_image_features: replaces the model's own; None leaves it.
+        num_kept: tokens of a view that it leaves, or None where that depends on the picture.
+
+    Returns:
+        The function that undoes it.
+    """
+    base = model.base_model
+
+    def describe(kwargs: dict) -> VisualPrompt | None:
+        input_ids = kwargs.get("input_ids")
+        if kwargs.get("pixel_values") is None and not kwargs.get("mm_encoder_outputs"):
+            if kwargs.get("inputs_embeds") is not None:
+                raise ValueError(
+                    "expected input_ids with pixel_values while visual tokens are reduced, got inputs_embeds: "
+                    "which of them are visual cannot be told"
+                )
+            return None
+        if input_ids is None:
+            raise ValueError("expected input_ids beside pixel_values while visual tokens are reduced, got None")
+        visual = input_ids == base.config.image_token_id
+        mask = padding_mask(kwargs.get("attention_mask"), input_ids.shape[1])
+        prompt = VisualPrompt.read(visual, mask, *images_of(kwargs), num_kept)
+        if num_kept == reduction.num_tokens:
+            prompt.num_kept = prompt.num_visual
+        return prompt
+
+    with ExitStack() as undo:
+        swap_decoder(undo, base.language_model, reduction)
+        hand_over(undo, base, describe)
+        if get_image_features is not None:
+            replace_method(undo, base, "get_image_features", get_image_features)
+        guard_generate(undo, model)
+        refuse_labels(undo, model)
+        return undo.pop_all().close
 
 
 def hand_over(undo: ExitStack, base: nn.Module, describe: Callable[[dict], VisualPrompt | None]) -> None:

@@ -1,0 +1,58 @@
+"""Stock transformers LLaVA-NeXT: every crop is a view; crops are put together, unpadded and given newlines as before.
+
+Reduced crops stay full-size, dropped rows flagged, until the model's own packing has run: what unpadding cuts away is
+lost, newlines stay, and the decoder ranks every placeholder that is left.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+
+from .clip import encode_views
+from .llava import check_features, fit
+from .shell import install_on_shell
+
+
+def install(model: nn.Module, reduction):
+    """Install a reduction on a LlavaNextForConditionalGeneration; returns the function that undoes it."""
+    base = fit(reduction, model)
+    config, encode = base.config, base.get_image_features
+
+    def num_crops(image_sizes: Tensor) -> list[int]:
+        side = config.vision_config.image_size
+        return [image_size_to_num_patches(size, config.image_grid_pinpoints, side) for size in image_sizes]
+
+    def pack(crops: list[Tensor], image_sizes: Tensor, newline: Tensor) -> list[Tensor]:
+        return base.pack_image_features(crops, image_sizes, "default", newline)[0]
+
+    def get_image_features(
+        pixel_values, image_sizes, vision_feature_layer=None, vision_feature_select_strategy=None, **kwargs
+    ):
+        crops = num_crops(image_sizes)
+        if reduction.num_kept == reduction.num_tokens:
+            given = (pixel_values, image_sizes, vision_feature_layer, vision_feature_select_strategy)
+            images = encode(*given, **{**kwargs, "return_dict": True}).pooler_output
+        else:
+            layer = config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
+            check_features(layer, vision_feature_select_strategy or "default")
+            if pixel_values.ndim == 5:
+                pixel_values = torch.cat([image[:number] for image, number in zip(pixel_values, crops, strict=True)])
+            views = encode_views(reduction, base.vision_tower, base.multi_modal_projector, pixel_values, layer)
+            images = pack(views.split(crops), image_sizes, base.image_newline)
+        for image, number in zip(images, crops, strict=True):
+            image.num_views = number  # generate forgets image_sizes once it has the features
+        return BaseModelOutputWithPooling(pooler_output=list(images))
+
+    def images_of(kwargs: dict) -> tuple[list[int], list[int]]:
+        encoded = (kwargs.get("mm_encoder_outputs") or {}).get("image")
+        if encoded is not None:
+            images = encoded.pooler_output
+            return [len(image) for image in images], [image.num_views for image in images]
+        crops = num_crops(kwargs["image_sizes"])
+        blank = [torch.empty(number, reduction.num_tokens, 1) for number in crops]
+        return [len(image) for image in pack(blank, kwargs["image_sizes"], torch.empty(1))], crops
+
+    # How many tokens unpadding cuts away depends on the picture.
+    num_kept = None if reduction.num_kept < reduction.num_tokens else reduction.num_tokens
+    return install_on_shell(model, reduction, images_of, get_image_features, num_kept=num_kept)
