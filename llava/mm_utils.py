@@ -1,13 +1,15 @@
 """Images in, pixels out; prompts in, token ids out.
 
 Contents:
-    load_image, load_image_processor, expand2square, process_images    an image file becomes the tower's input
+    load_image, load_image_processor                                   an image file and what prepares it
+    expand2square, cut_into_crops, process_images                      an image becomes the tower's input
     tokenizer_image_token, expand_image_tokens                         a prompt becomes token ids
     get_model_name_from_path                                           the name under which answers are filed
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,56 @@ def expand2square(image: Image.Image, background: tuple[int, ...]) -> Image.Imag
     return square
 
 
+def select_best_resolution(image_size: tuple[int, int], resolutions: list) -> tuple[int, int]:
+    """Returns the (width, height) out of `resolutions` that keeps most of an image's pixels and wastes least; the first
+    of several.
+
+    Args:
+        image_size: (width, height).
+        resolutions: The checkpoint's `image_grid_pinpoints`, (width, height) each.
+    """
+
+    def fit(resolution: tuple[int, int]) -> tuple[int, int]:
+        scale = min(resolution[0] / image_size[0], resolution[1] / image_size[1])
+        pixels = int(image_size[0] * scale) * int(image_size[1] * scale)
+        kept = min(pixels, image_size[0] * image_size[1])
+        return kept, kept - resolution[0] * resolution[1]
+
+    return tuple(max(resolutions, key=fit))
+
+
+def resize(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Returns `image` resized by Pillow's bicubic filter, along the width first.
+
+    Pillow 13 may resize along the height first, which changes pixels by some grey levels; before it was always this
+    order, and published results rest on it.
+    """
+    return image.resize((width, image.height), Image.Resampling.BICUBIC).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
+
+
+def cut_into_crops(image: Image.Image, resolutions: list, side: int) -> list[Image.Image]:
+    """Returns what an any-resolution checkpoint sees of an image: all of it squeezed into one crop, then the tiles of
+    the image resized into the best resolution, in the middle of black.
+
+    Args:
+        image: An RGB image.
+        resolutions: The checkpoint's `image_grid_pinpoints`, (width, height) each.
+        side: Pixels of a crop's side.
+    """
+    width, height = select_best_resolution(image.size, resolutions)
+    scale_w, scale_h = width / image.width, height / image.height
+    if scale_w < scale_h:
+        size = width, min(math.ceil(image.height * scale_w), height)
+    else:
+        size = min(math.ceil(image.width * scale_h), width), height
+    canvas = Image.new("RGB", (width, height), (0, 0, 0))
+    canvas.paste(resize(image, *size), ((width - size[0]) // 2, (height - size[1]) // 2))
+    tiles = [canvas.crop((x, y, x + side, y + side)) for y in range(0, height, side) for x in range(0, width, side)]
+    return [resize(image, side, side), *tiles]
+
+
 def process_images(images: list[Image.Image], image_processor: CLIPImageProcessorPil, model_cfg: Any) -> torch.Tensor:
     """Returns the input of the vision tower for some images.
 
@@ -69,17 +121,21 @@ def process_images(images: list[Image.Image], image_processor: CLIPImageProcesso
         images: RGB images of any sizes.
         image_processor: What resizes, crops and normalises them to H x W pixels.
         model_cfg: The checkpoint's configuration. Its `image_aspect_ratio` decides what comes first: "pad" pads to a
-            square with the mean colour; any other value leaves the cropping to the processor.
+            square with the mean colour; "anyres" cuts into crops by `image_grid_pinpoints`, for one image at a time;
+            any other value leaves the cropping to the processor.
 
     Returns:
-        float32 [len(images), 3, H, W].
+        float32 [len(images), 3, H, W], or [crops, 3, H, W] for "anyres".
 
     Raises:
-        ValueError: `image_aspect_ratio` asks for tiles ("anyres").
+        ValueError: more than one image with "anyres".
     """
     aspect_ratio = getattr(model_cfg, "image_aspect_ratio", None)
-    if str(aspect_ratio).startswith("anyres"):
-        raise ValueError(f"expected image_aspect_ratio to be 'pad', 'square' or None, got {aspect_ratio!r}")
+    if aspect_ratio == "anyres":
+        if len(images) != 1:
+            raise ValueError(f"expected one image at a time for image_aspect_ratio 'anyres', got {len(images)}")
+        side = image_processor.crop_size["height"]
+        images = cut_into_crops(images[0], model_cfg.image_grid_pinpoints, side)
     if aspect_ratio == "pad":
         background = tuple(int(mean * 255) for mean in image_processor.image_mean)
         images = [expand2square(image, background) for image in images]

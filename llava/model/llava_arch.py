@@ -1,10 +1,11 @@
 """What makes a language model a LLaVA: a vision tower, a projector, and images in the prompt."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.models.llava_next.modeling_llava_next import unpad_image
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.mm_utils import expand_image_tokens
+from llava.mm_utils import select_best_resolution
 from vscan.models.clip import encode_views, grid_of
 from vscan.prompt import VisualPrompt
 
@@ -12,11 +13,14 @@ from .multimodal_projector.builder import build_vision_projector
 
 
 class LlavaMetaModel:
-    """The language model's side. Modifications: it holds the projector and, once loaded, the vision tower."""
+    """The language model's side. Modifications: it holds the projector, the embedding that ends a row of any-resolution
+    tiles, and, once loaded, the vision tower."""
 
     def __init__(self, config):
         super().__init__(config)
         self.mm_projector = build_vision_projector(config)
+        if "unpad" in getattr(config, "mm_patch_merge_type", "flat"):
+            self.image_newline = nn.Parameter(torch.zeros(config.hidden_size))
         self.vision_tower = None
 
 
@@ -24,8 +28,8 @@ class LlavaMetaForCausalLM:
     """The shell's side: encode images (stage 1), put them into prompts."""
 
     @property
-    def tokens_per_image(self) -> int:
-        """Visual tokens of one image before any reduction."""
+    def tokens_per_view(self) -> int:
+        """Visual tokens of one crop before any reduction."""
         height, width = grid_of(self.model.vision_tower.vision_tower)
         return height * width
 
@@ -38,7 +42,7 @@ class LlavaMetaForCausalLM:
         if self.model.reduction is not None:
             raise ValueError("expected a dense model, got one that is reduced already: remove that reduction first")
         reduction.fit(
-            num_tokens=self.tokens_per_image,
+            num_tokens=self.tokens_per_view,
             num_vision_layers=self.model.vision_tower.vision_tower.config.num_hidden_layers,
             num_decoder_layers=self.config.num_hidden_layers,
             compact_positions=True,
@@ -63,18 +67,78 @@ class LlavaMetaForCausalLM:
             return project(tower(images))
         return encode_views(reduction, tower.vision_tower, project, images, tower.select_layer)
 
+    @property
+    def merge_type(self) -> str:
+        """How crops become one image: "flat", "spatial", or "spatial_unpad" (without padding, with newlines)."""
+        merge_type = getattr(self.config, "mm_patch_merge_type", "flat")
+        reduction = self.model.reduction
+        fixed = reduction is not None and reduction.method.anyres_resolution is not None
+        return merge_type.removesuffix("_unpad") if fixed else merge_type
+
+    def pack_crops(self, crops: Tensor, image_size: tuple[int, int] | None) -> Tensor:
+        """Put the crops of one image together.
+
+        Args:
+            crops: [n, N, D]; the first is the whole image, the others tile it, row by row.
+            image_size: (width, height) of the picture; not needed for one crop.
+
+        Returns:
+            [M, D]: the first crop, then the tiles as one grid in raster order, a newline after every row of it.
+        """
+        if not self.merge_type.startswith("spatial"):
+            return crops.flatten(0, 1)
+        unpad = "unpad" in self.merge_type
+        base, tiles = crops[0], crops[1:]
+        if not len(tiles):
+            return torch.cat((base, self.model.image_newline[None])) if unpad else base
+        height, width = grid_of(self.model.vision_tower.vision_tower)
+        if unpad:
+            side = self.model.vision_tower.vision_tower.config.image_size
+            columns = select_best_resolution(image_size, self.config.image_grid_pinpoints)[0] // side
+        else:
+            columns = int(len(tiles) ** 0.5)
+        grid = tiles.unflatten(0, (-1, columns)).unflatten(2, (height, width))  # rows columns h w D
+        grid = grid.permute(4, 0, 2, 1, 3).flatten(3, 4).flatten(1, 2)  # D rows*h columns*w
+        if unpad:
+            grid = unpad_image(grid, image_size[::-1])
+            newline = self.model.image_newline[:, None, None].expand(-1, grid.shape[1], 1)
+            grid = torch.cat((grid, newline.to(grid)), dim=2)
+        return torch.cat((base, grid.flatten(1).transpose(0, 1)))
+
+    def embed_images(
+        self, images: Tensor | list[Tensor] | None, image_sizes: list[tuple[int, int]] | None
+    ) -> tuple[list[Tensor], list[int]]:
+        """The tokens of every image [M_i, D], and how many views it has.
+
+        Args:
+            images: [V, 3, H, W], one view each; or crops [n_i, 3, H, W] of every image.
+            image_sizes: (width, height) of every picture, where images come as crops.
+        """
+        if images is None:
+            return [], []
+        if isinstance(images, Tensor) and images.ndim == 4:
+            return list(self.encode_images(images)), [1] * len(images)
+        views = [len(crops) for crops in images]
+        sizes = [None] * len(views) if image_sizes is None else image_sizes
+        encoded = self.encode_images(torch.cat(list(images))).split(views)
+        return [self.pack_crops(crops, size) for crops, size in zip(encoded, sizes, strict=True)], views
+
     def embed_prompts(
-        self, input_ids: Tensor, attention_mask: Tensor | None, images: Tensor | None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        images: Tensor | list[Tensor] | None,
+        image_sizes: list[tuple[int, int]] | None = None,
     ) -> tuple[Tensor, Tensor | None, VisualPrompt | None]:
         """Put images into prompts.
 
         Args:
             input_ids: long [B, L]; IMAGE_TOKEN_INDEX stands for one image.
             attention_mask: [B, L], or None where nothing is padding.
-            images: [V, 3, H, W], in the order in which the prompts name them, or None.
+            images, image_sizes: as in `embed_images`, in the order in which the prompts name them.
 
         Returns:
-            Embeddings [B, L', D] with N columns per image, their mask [B, L'] or None, and where the images are
+            Embeddings [B, L', D] with M_i columns for image i, their mask [B, L'] or None, and where the images are
             (None for text alone). Rows of unequal length are padded at the left.
 
         Raises:
@@ -82,14 +146,17 @@ class LlavaMetaForCausalLM:
         """
         rows = input_ids.tolist()
         masks = [[1] * len(row) for row in rows] if attention_mask is None else attention_mask.tolist()
-        num_images = [row.count(IMAGE_TOKEN_INDEX) for row in rows]
-        if sum(num_images) != (0 if images is None else len(images)):
-            raise ValueError(
-                f"expected {num_images} images for the prompts, got {0 if images is None else len(images)}"
-            )
-        size = self.tokens_per_image
         rows = [[token for token, keep in zip(*pair, strict=True) if keep] for pair in zip(rows, masks, strict=True)]
-        rows = [expand_image_tokens(row, IMAGE_TOKEN_INDEX, size) for row in rows]
+        num_images = [row.count(IMAGE_TOKEN_INDEX) for row in rows]
+        given = 0 if images is None else len(images)
+        if sum(num_images) != given:
+            raise ValueError(f"expected as many images as the prompts name, {num_images}, got {given}")
+        features, views = self.embed_images(images, image_sizes)
+        sizes = iter([len(feature) for feature in features])
+        rows = [
+            [out for token in row for out in ([token] * next(sizes) if token == IMAGE_TOKEN_INDEX else [token])]
+            for row in rows
+        ]
         num_valid = [len(row) for row in rows]
         length = max(num_valid)
         ids = torch.tensor([[0] * (length - len(row)) + row for row in rows], device=input_ids.device)
@@ -102,13 +169,13 @@ class LlavaMetaForCausalLM:
         embeds = self.get_input_embeddings()(ids.clamp(min=0))
         if images is None:
             return embeds, mask, None
-        features = self.encode_images(images).to(embeds.device, embeds.dtype)
+        of_rows = iter(views)
+        num_views = [sum(next(of_rows) for _ in range(number)) for number in num_images]
+        num_visual = [row.count(IMAGE_TOKEN_INDEX) for row in rows]
         reduction = self.model.reduction
-        prompt = VisualPrompt(
-            visual=visual,
-            num_views=num_images,
-            num_visual=[number * size for number in num_images],
-            num_kept=[number * (size if reduction is None else reduction.num_kept) for number in num_images],
-            num_valid=num_valid,
-        )
-        return embeds.masked_scatter(visual.unsqueeze(-1), features), mask, prompt
+        num_kept = num_visual
+        if reduction is not None and reduction.num_kept < reduction.num_tokens:
+            # How many tokens unpadding cuts away depends on the picture.
+            num_kept = None if "unpad" in self.merge_type else [number * reduction.num_kept for number in num_views]
+        prompt = VisualPrompt(visual, num_views, num_visual, num_kept, num_valid)
+        return embeds.masked_scatter(visual.unsqueeze(-1), torch.cat(features).to(embeds)), mask, prompt

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -33,6 +34,10 @@ class Method:
     The fields become keywords of `vscan.reduce` and flags of the command line. Selection must run on the tensors' own
     device without reading them back, and must depend on one view alone, so that a batch equals its rows run alone.
     """
+
+    # The one resolution (height, width) to which the method's authors fixed any-resolution checkpoints in the original
+    # format, without unpadding and newlines; None leaves the checkpoint's way.
+    anyres_resolution: ClassVar[tuple[int, int] | None] = None
 
     @property
     def cls_layers(self) -> tuple[int, ...]:

@@ -73,6 +73,8 @@ class VisPruner(Method):
     important_ratio: float = 0.5
     attention_layer: int = -2
 
+    anyres_resolution = (672, 672)
+
     def __post_init__(self):
         if not 0 <= self.important_ratio <= 1:
             raise ValueError(f"important_ratio: expected a share in [0, 1], got {self.important_ratio}")

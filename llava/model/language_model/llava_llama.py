@@ -49,7 +49,8 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        images: Tensor | None = None,
+        images: Tensor | list[Tensor] | None = None,
+        image_sizes: list | None = None,
         visual_prompt: VisualPrompt | None = None,
         **kwargs,
     ):
@@ -57,7 +58,8 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
 
         Args:
             input_ids: long [B, L]; IMAGE_TOKEN_INDEX stands for one image.
-            images: [V, 3, H, W], or None.
+            images: [V, 3, H, W], or the crops [n, 3, H, W] of every image, or None.
+            image_sizes: width and height of each picture, where images come as crops.
             visual_prompt: what `generate` found out about the prompt; ignored after it.
 
         Raises:
@@ -66,7 +68,9 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         if images is not None:
             if labels is not None:
                 raise ValueError("expected no labels beside images: the output has other columns than the input")
-            inputs_embeds, attention_mask, visual_prompt = self.embed_prompts(input_ids, attention_mask, images)
+            inputs_embeds, attention_mask, visual_prompt = self.embed_prompts(
+                input_ids, attention_mask, images, image_sizes
+            )
             input_ids = None
         if inputs_embeds is not None and visual_prompt is not None:
             # Beams and returned sequences repeat the rows after the prompt was embedded.
@@ -79,7 +83,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
     def generate(
         self,
         inputs: Tensor | None = None,
-        images: Tensor | None = None,
+        images: Tensor | list[Tensor] | None = None,
         image_sizes: list | None = None,
         attention_mask: Tensor | None = None,
         **kwargs,
@@ -88,8 +92,8 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
 
         Args:
             inputs: long [B, L]; IMAGE_TOKEN_INDEX stands for one image.
-            images: [V, 3, H, W], or None.
-            image_sizes: width and height of each picture; not needed before any-resolution checkpoints.
+            images: [V, 3, H, W], or the crops [n, 3, H, W] of every image, or None.
+            image_sizes: width and height of each picture, where images come as crops.
             attention_mask: [B, L], or None where nothing is padding.
             **kwargs: anything that transformers' generate takes.
 
@@ -98,5 +102,5 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         """
         if self.model.reduction is not None:
             check_generation(self, kwargs)
-        embeds, attention_mask, prompt = self.embed_prompts(inputs, attention_mask, images)
+        embeds, attention_mask, prompt = self.embed_prompts(inputs, attention_mask, images, image_sizes)
         return super().generate(inputs_embeds=embeds, attention_mask=attention_mask, visual_prompt=prompt, **kwargs)

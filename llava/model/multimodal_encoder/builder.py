@@ -1,12 +1,19 @@
 """Find and load the vision tower that a checkpoint names."""
 
 from pathlib import Path
+from pickle import UnpicklingError
 
+import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
+from safetensors import safe_open
+from torch import Tensor
 from transformers import CLIPVisionModel
 
 from .clip_encoder import CLIPVisionTower
+
+# How checkpoints in the original format name the weights of a tower that they hold.
+PREFIX = "model.vision_tower.vision_tower."
 
 
 def find_vision_tower(name: str, model_path: str | Path) -> Path:
@@ -34,8 +41,32 @@ def find_vision_tower(name: str, model_path: str | Path) -> Path:
         ) from error
 
 
+def read_tower_weights(model_path: str | Path) -> dict[str, Tensor]:
+    """The tower's weights inside a checkpoint, under the tower's own names; empty where it holds none.
+
+    Raises:
+        ValueError: for a file that holds more than plain weights.
+    """
+    weights = {}
+    for file in sorted([*Path(model_path).glob("*.safetensors"), *Path(model_path).glob("*.bin")]):
+        if file.suffix == ".safetensors":
+            with safe_open(file, "pt") as stored:
+                weights |= {name: stored.get_tensor(name) for name in stored.keys() if name.startswith(PREFIX)}  # noqa: SIM118
+        else:
+            try:
+                stored = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            except UnpicklingError as error:
+                raise ValueError(f"{file}: expected plain weights, got a pickle with other objects") from error
+            weights |= {name: value for name, value in stored.items() if name.startswith(PREFIX)}
+    return {
+        name.removeprefix(PREFIX).removeprefix("vision_model."): value
+        for name, value in weights.items()
+        if not name.endswith("position_ids")
+    }
+
+
 def build_vision_tower(config, model_path: str | Path, **kwargs) -> CLIPVisionTower:
-    """Load the tower.
+    """Load the tower: its weights from inside the checkpoint where it was trained too (v1.6), else from its own folder.
 
     Args:
         config: with `mm_vision_tower`, `mm_vision_select_layer` and `mm_vision_select_feature`.
@@ -50,5 +81,11 @@ def build_vision_tower(config, model_path: str | Path, **kwargs) -> CLIPVisionTo
     if feature != "patch":
         raise ValueError(f"mm_vision_select_feature: expected 'patch', got {feature!r}")
     path = find_vision_tower(config.mm_vision_tower, model_path)
-    tower = CLIPVisionModel.from_pretrained(path, **kwargs).eval()
-    return CLIPVisionTower(tower, config.mm_vision_select_layer)
+    weights = read_tower_weights(model_path)
+    if weights:
+        tower_config = CLIPVisionModel.config_class.from_pretrained(path)
+        tower = CLIPVisionModel._from_config(tower_config, **kwargs)
+        tower.load_state_dict(weights)
+    else:
+        tower = CLIPVisionModel.from_pretrained(path, **kwargs)
+    return CLIPVisionTower(tower.eval(), config.mm_vision_select_layer)
