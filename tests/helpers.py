@@ -3,7 +3,14 @@
 from dataclasses import dataclass
 
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+)
 
 from vscan.merge import merge
 from vscan.methods.base import Method
@@ -86,7 +93,7 @@ def normalised(pixels: torch.Tensor) -> torch.Tensor:
     return ((pixels.double() * (1 / 255)).float() - mean) / std
 
 
-def to_hugging_face(original, image_token: int) -> LlavaForConditionalGeneration:
+def to_hugging_face(original, image_token: int):
     """The stock model with the weights of one in the original format.
 
     Args:
@@ -94,21 +101,26 @@ def to_hugging_face(original, image_token: int) -> LlavaForConditionalGeneration
         image_token: an id of its vocabulary that no prompt uses.
     """
     tower = original.model.vision_tower.vision_tower
-    text_config = LlamaConfig(**{**original.config.to_dict(), "model_type": "llama", "architectures": None})
-    config = LlavaConfig(
-        vision_config=tower.config,
-        text_config=text_config,
-        image_token_index=image_token,
-        vision_feature_layer=original.config.mm_vision_select_layer,
-        vision_feature_select_strategy="default",
-    )
-    model = LlavaForConditionalGeneration(config).eval()
+    stored = original.config.to_dict()
+    is_next = stored.get("image_aspect_ratio") == "anyres"
+    given = {
+        "vision_config": tower.config,
+        "text_config": LlamaConfig(**{**stored, "model_type": "llama", "architectures": None}),
+        "image_token_index": image_token,
+        "vision_feature_layer": stored["mm_vision_select_layer"],
+        "vision_feature_select_strategy": "default",
+    }
+    if is_next:  # heights come first here
+        pinpoints = [pair[::-1] for pair in stored["image_grid_pinpoints"]]
+        model = LlavaNextForConditionalGeneration(LlavaNextConfig(**given, image_grid_pinpoints=pinpoints)).eval()
+    else:
+        model = LlavaForConditionalGeneration(LlavaConfig(**given)).eval()
     state = {f"model.vision_tower.{name}": value for name, value in tower.state_dict().items()}
     for name, value in original.state_dict().items():
         if name.startswith("model.mm_projector."):
             part, kind = name.removeprefix("model.mm_projector.").split(".")
             state[f"model.multi_modal_projector.linear_{1 if part == '0' else 2}.{kind}"] = value
-        elif name.startswith("lm_head."):
+        elif name.startswith(("lm_head.", "model.image_newline")):
             state[name] = value
         elif not name.startswith("model.vision_tower."):
             state["model.language_model." + name.removeprefix("model.")] = value
@@ -122,15 +134,14 @@ class Injected(Method):
     """A method whose selection was made elsewhere; register it in `vscan.METHODS` for a test.
 
     Args:
-        slots: kept tokens in raster order, the same for every view.
+        slots: kept tokens in raster order: the same for every view, or a tuple of them for each.
         merged: merge dropped tokens, as VScan does.
     """
 
-    slots: tuple[int, ...] = ()
+    slots: tuple = ()
     merged: bool = True
 
     def encode(self, views, num):
-        assert num == len(self.slots)
-        slots = torch.tensor(self.slots).expand(len(views.features), -1)
+        slots = torch.tensor(self.slots).expand(len(views.features), num)
         embeds = views.project(views.features)
         return merge(embeds, slots) if self.merged else embeds.take_along_dim(slots.unsqueeze(-1), 1), slots

@@ -1,17 +1,18 @@
 """How a LLaVA answers: a question becomes ids and pixels in a worker process, a batch of them becomes answers."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import build_prompt
 from llava.mm_utils import expand_image_tokens, load_image, process_images, tokenizer_image_token
 from vscan.api import Reduction
+from vscan.eval.questions import image_file
 from vscan.eval.runner import Answer
+from vscan.models.llava_next import image_lengths
 
 
 def is_original(model) -> bool:
@@ -20,11 +21,26 @@ def is_original(model) -> bool:
 
 
 @dataclass(frozen=True)
-class Preparation:
-    """From a question to (ids [L] with IMAGE_TOKEN_INDEX for the image, pixels [1, 3, H, W] or None).
+class Prompt:
+    """A prepared question.
 
-    Runs in worker processes, so it holds no model. Images are padded to a square where the checkpoint says so, and
-    always for Hugging Face checkpoints, whose own processor would crop them: answers do not depend on the format.
+    Args:
+        ids: token ids, IMAGE_TOKEN_INDEX for the image.
+        pixels: the image's views [n, 3, H, W], or None.
+        image_size: the picture's (width, height), or None.
+    """
+
+    ids: list[int]
+    pixels: Tensor | None = None
+    image_size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """From a question to a `Prompt`. Runs in worker processes, so it holds no model.
+
+    Pixels are made alike for both checkpoint formats, as published: padded to a square for LLaVA-1.5, whose stock
+    processor would crop, and cut into crops for LLaVA-NeXT.
     """
 
     tokenizer: Any
@@ -32,23 +48,31 @@ class Preparation:
     image_folder: str
     conv_mode: str
     image_aspect_ratio: str | None = "pad"
+    image_grid_pinpoints: tuple[tuple[int, int], ...] = ()
     mm_use_im_start_end: bool = False
 
     @classmethod
-    def of(cls, model, *args) -> "Preparation":
-        """The preparation for a model; further arguments are the first fields."""
-        if not is_original(model):
-            return cls(*args)
-        aspect_ratio = getattr(model.config, "image_aspect_ratio", None)
-        return cls(*args, aspect_ratio, getattr(model.config, "mm_use_im_start_end", False))
+    def of(cls, model, *args, reduction: Reduction | None = None) -> "Preparation":
+        """The preparation for a model and the reduction in force on it; `args` are the first fields."""
+        config = model.config
+        pinpoints = tuple(map(tuple, getattr(config, "image_grid_pinpoints", ())))
+        if not is_original(model):  # heights come first here
+            return cls(*args, "anyres" if pinpoints else "pad", tuple(pair[::-1] for pair in pinpoints))
+        fixed = None if reduction is None else reduction.method.anyres_resolution
+        return cls(
+            *args,
+            getattr(config, "image_aspect_ratio", None),
+            pinpoints if fixed is None else (fixed[::-1],),
+            getattr(config, "mm_use_im_start_end", False),
+        )
 
-    def __call__(self, question: dict) -> tuple[list[int], Tensor | None]:
-        pixels = None
+    def __call__(self, question: dict) -> Prompt:
+        pixels = size = None
         if question.get("image"):
-            image = load_image(Path(self.image_folder) / question["image"])
-            pixels = process_images([image], self.image_processor, self)
+            image = load_image(image_file(self.image_folder, question["image"]))
+            pixels, size = process_images([image], self.image_processor, self), image.size
         prompt = build_prompt(question["text"], self.conv_mode, self.mm_use_im_start_end, pixels is not None)
-        return tokenizer_image_token(prompt, self.tokenizer), pixels
+        return Prompt(tokenizer_image_token(prompt, self.tokenizer), pixels, size)
 
 
 class Answering:
@@ -64,39 +88,55 @@ class Answering:
         self.tokenizer, self.model, self.reduction, self.generation = tokenizer, model, reduction, generation
         self.is_original = is_original(model)
 
-    def __call__(self, items: list[tuple[list[int], Tensor | None]]) -> list[Answer]:
-        rows = [ids for ids, _ in items]
-        pixels = [image for _, image in items if image is not None]
-        images = {}
-        if pixels:
-            pixels = torch.cat(pixels).to(self.model.device, self.model.dtype)
-            images = {"images" if self.is_original else "pixel_values": pixels}
+    def __call__(self, prompts: list[Prompt]) -> list[Answer]:
+        lengths = [self._image_length(prompt) for prompt in prompts]
+        rows = [prompt.ids for prompt in prompts]
         if not self.is_original:
-            rows = [expand_image_tokens(ids, self.model.config.image_token_id, self.tokens_per_image) for ids in rows]
+            image = self.model.config.image_token_id
+            rows = [expand_image_tokens(row, image, length) for row, length in zip(rows, lengths, strict=True)]
         length = max(map(len, rows))
         pad = self.generation.get("pad_token_id") or 0
         ids = torch.tensor([[pad] * (length - len(row)) + row for row in rows], device=self.model.device)
         mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=self.model.device)
         with torch.inference_mode():
-            output = self.model.generate(ids, attention_mask=mask, **images, **self.generation)
+            output = self.model.generate(ids, attention_mask=mask, **self._images(prompts), **self.generation)
         new = output if self.is_original else output[:, length:]
         texts = self.tokenizer.batch_decode(new, skip_special_tokens=True)
-        return [Answer(text.strip(), stats) for text, stats in zip(texts, self._stats(items), strict=True)]
+        stats = self._stats(lengths)
+        return [Answer(text.strip(), stats) for text, stats in zip(texts, stats, strict=True)]
 
-    @property
-    def tokens_per_image(self) -> int:
-        """Visual tokens of one image before any reduction."""
+    def _images(self, prompts: list[Prompt]) -> dict:
+        """The images of a batch, as the model's `generate` takes them."""
+        with_image = [prompt for prompt in prompts if prompt.pixels is not None]
+        if not with_image:
+            return {}
+        pixels = [prompt.pixels.to(self.model.device, self.model.dtype) for prompt in with_image]
+        sizes = [prompt.image_size for prompt in with_image]
         if self.is_original:
-            return self.model.tokens_per_image
-        vision = self.model.config.vision_config
-        return (vision.image_size // vision.patch_size) ** 2
+            return {"images": pixels, "image_sizes": sizes}
+        if self.model.config.model_type == "llava":
+            return {"pixel_values": torch.cat(pixels)}
+        heights_first = torch.tensor([size[::-1] for size in sizes], device=self.model.device)
+        return {"pixel_values": pad_sequence(pixels, batch_first=True), "image_sizes": heights_first}
 
-    def _stats(self, items) -> list[dict]:
+    def _image_length(self, prompt: Prompt) -> int:
+        """Visual tokens of a prompt's image before any reduction."""
+        if prompt.pixels is None:
+            return 0
+        if self.is_original:
+            return self.model.image_length(len(prompt.pixels), prompt.image_size)
+        vision = self.model.config.vision_config
+        num_tokens = (vision.image_size // vision.patch_size) ** 2
+        if self.model.config.model_type == "llava":
+            return num_tokens
+        sizes = torch.tensor([prompt.image_size[::-1]])
+        return image_lengths(self.model.base_model, sizes, num_tokens)[0][0]
+
+    def _stats(self, lengths: list[int]) -> list[dict]:
         """Visual tokens of each row: before reduction, and [layer, tokens] for every stage."""
-        counts = [ids.count(IMAGE_TOKEN_INDEX) * self.tokens_per_image for ids, _ in items]
-        stages = [[[0, number]] for number in counts]
-        if self.reduction is not None and any(counts):
+        stages = [[[0, number]] for number in lengths]
+        if self.reduction is not None and any(lengths):
             rows = self.reduction.stats().rows
-            repeats = len(rows) // len(items)  # beams
+            repeats = len(rows) // len(lengths)  # beams
             stages = [row.stages if row.visual_tokens else [[0, 0]] for row in rows[::repeats]]
-        return [{"visual_tokens": number, "stages": stage} for number, stage in zip(counts, stages, strict=True)]
+        return [{"visual_tokens": number, "stages": stage} for number, stage in zip(lengths, stages, strict=True)]

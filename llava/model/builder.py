@@ -4,13 +4,16 @@ import json
 from pathlib import Path
 
 import torch
-from transformers import LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration, LlavaNextForConditionalGeneration
 
 from llava.mm_utils import load_image_processor
 from llava.tokenizer import load_tokenizer
 
 from .language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from .multimodal_encoder.builder import build_vision_tower, find_vision_tower
+
+# Stock models by the model_type of their config.
+HUGGING_FACE = {"llava": LlavaForConditionalGeneration, "llava_next": LlavaNextForConditionalGeneration}
 
 
 def read_config(model_path: str | Path) -> dict:
@@ -52,7 +55,7 @@ def load_model(
     device: str | None = None,
     attn_implementation: str | None = None,
     dtype: str | torch.dtype = "auto",
-) -> LlavaLlamaForCausalLM | LlavaForConditionalGeneration:
+) -> LlavaLlamaForCausalLM | LlavaForConditionalGeneration | LlavaNextForConditionalGeneration:
     """Load the model of a checkpoint; `load_pretrained_model` says what the arguments are."""
     config = read_config(model_path)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -63,12 +66,13 @@ def load_model(
         model = LlavaLlamaForCausalLM.from_pretrained(model_path, config=LlavaConfig.from_dict(config), **placed)
         tower = build_vision_tower(model.config, model_path, **options)
         model.model.vision_tower = tower.to(model.get_input_embeddings().weight.device)
-    elif config.get("model_type") == "llava" and "vision_config" in config:
-        model = LlavaForConditionalGeneration.from_pretrained(model_path, **placed)
+    elif config.get("model_type") in HUGGING_FACE and "vision_config" in config:
+        model = HUGGING_FACE[config["model_type"]].from_pretrained(model_path, **placed)
     else:
         raise ValueError(
             f"model path {str(model_path)!r}: expected a config with mm_vision_tower (original LLaVA) or with "
-            f"model_type 'llava' and vision_config (Hugging Face), got model_type {config.get('model_type')!r}"
+            f"vision_config and one of the model types {', '.join(HUGGING_FACE)} (Hugging Face), "
+            f"got model_type {config.get('model_type')!r}"
         )
     return model.eval()
 
@@ -97,7 +101,7 @@ def load_pretrained_model(
 
     Returns:
         (tokenizer, model, image_processor, context_len). The model is a LlavaLlamaForCausalLM, or transformers' own
-        LlavaForConditionalGeneration for a Hugging Face checkpoint.
+        Llava(Next)ForConditionalGeneration for a Hugging Face checkpoint.
 
     Raises:
         FileNotFoundError, ValueError: for a checkpoint that is incomplete or of another kind.

@@ -75,12 +75,13 @@ class LlavaMetaForCausalLM:
         fixed = reduction is not None and reduction.method.anyres_resolution is not None
         return merge_type.removesuffix("_unpad") if fixed else merge_type
 
-    def pack_crops(self, crops: Tensor, image_size: tuple[int, int] | None) -> Tensor:
+    def pack_crops(self, crops: Tensor, image_size: tuple[int, int] | None, newline: Tensor | None) -> Tensor:
         """Put the crops of one image together.
 
         Args:
             crops: [n, N, D]; the first is the whole image, the others tile it, row by row.
             image_size: (width, height) of the picture; not needed for one crop.
+            newline: [D], what ends a row of unpadded tiles.
 
         Returns:
             [M, D]: the first crop, then the tiles as one grid in raster order, a newline after every row of it.
@@ -90,7 +91,7 @@ class LlavaMetaForCausalLM:
         unpad = "unpad" in self.merge_type
         base, tiles = crops[0], crops[1:]
         if not len(tiles):
-            return torch.cat((base, self.model.image_newline[None])) if unpad else base
+            return torch.cat((base, newline[None].to(base))) if unpad else base
         height, width = grid_of(self.model.vision_tower.vision_tower)
         if unpad:
             side = self.model.vision_tower.vision_tower.config.image_size
@@ -101,8 +102,8 @@ class LlavaMetaForCausalLM:
         grid = grid.permute(4, 0, 2, 1, 3).flatten(3, 4).flatten(1, 2)  # D rows*h columns*w
         if unpad:
             grid = unpad_image(grid, image_size[::-1])
-            newline = self.model.image_newline[:, None, None].expand(-1, grid.shape[1], 1)
-            grid = torch.cat((grid, newline.to(grid)), dim=2)
+            ends = newline[:, None, None].expand(-1, grid.shape[1], 1)
+            grid = torch.cat((grid, ends.to(grid)), dim=2)
         return torch.cat((base, grid.flatten(1).transpose(0, 1)))
 
     def embed_images(
@@ -121,7 +122,13 @@ class LlavaMetaForCausalLM:
         views = [len(crops) for crops in images]
         sizes = [None] * len(views) if image_sizes is None else image_sizes
         encoded = self.encode_images(torch.cat(list(images))).split(views)
-        return [self.pack_crops(crops, size) for crops, size in zip(encoded, sizes, strict=True)], views
+        newline = getattr(self.model, "image_newline", None)
+        return [self.pack_crops(crops, size, newline) for crops, size in zip(encoded, sizes, strict=True)], views
+
+    def image_length(self, num_crops: int, image_size: tuple[int, int] | None) -> int:
+        """Visual tokens of one picture, (width, height), before any reduction."""
+        blank = torch.empty(num_crops, self.tokens_per_view, 1)
+        return len(self.pack_crops(blank, image_size, torch.empty(1)))
 
     def embed_prompts(
         self,

@@ -14,32 +14,49 @@ from .llava import check_features, fit
 from .shell import install_on_shell
 
 
+def num_crops(config, image_sizes: Tensor) -> list[int]:
+    """How many crops each picture is cut into; image_sizes is long [num_images, 2], height and width."""
+    side = config.vision_config.image_size
+    return [image_size_to_num_patches(size, config.image_grid_pinpoints, side) for size in image_sizes]
+
+
+def image_lengths(base: nn.Module, image_sizes: Tensor, num_tokens: int) -> tuple[list[int], list[int]]:
+    """Placeholders and crops of each picture, before any reduction.
+
+    Args:
+        base: a LlavaNextModel.
+        image_sizes: long [num_images, 2], height and width.
+        num_tokens: tokens of a crop.
+    """
+    crops = num_crops(base.config, image_sizes)
+    blank = [torch.empty(number, num_tokens, 1) for number in crops]
+    packed, _ = base.pack_image_features(blank, image_sizes, "default", torch.empty(1))
+    return [len(image) for image in packed], crops
+
+
 def install(model: nn.Module, reduction):
     """Install a reduction on a LlavaNextForConditionalGeneration; returns the function that undoes it."""
     base = fit(reduction, model)
     config, encode = base.config, base.get_image_features
 
-    def num_crops(image_sizes: Tensor) -> list[int]:
-        side = config.vision_config.image_size
-        return [image_size_to_num_patches(size, config.image_grid_pinpoints, side) for size in image_sizes]
-
-    def pack(crops: list[Tensor], image_sizes: Tensor, newline: Tensor) -> list[Tensor]:
-        return base.pack_image_features(crops, image_sizes, "default", newline)[0]
-
     def get_image_features(
         pixel_values, image_sizes, vision_feature_layer=None, vision_feature_select_strategy=None, **kwargs
     ):
-        crops = num_crops(image_sizes)
+        crops = num_crops(config, image_sizes)
         if reduction.num_kept == reduction.num_tokens:
-            given = (pixel_values, image_sizes, vision_feature_layer, vision_feature_select_strategy)
-            images = encode(*given, **{**kwargs, "return_dict": True}).pooler_output
+            kwargs |= {
+                "vision_feature_layer": vision_feature_layer,
+                "vision_feature_select_strategy": vision_feature_select_strategy,
+                "return_dict": True,
+            }
+            images = encode(pixel_values, image_sizes, **kwargs).pooler_output
         else:
             layer = config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
             check_features(layer, vision_feature_select_strategy or "default")
             if pixel_values.ndim == 5:
                 pixel_values = torch.cat([image[:number] for image, number in zip(pixel_values, crops, strict=True)])
             views = encode_views(reduction, base.vision_tower, base.multi_modal_projector, pixel_values, layer)
-            images = pack(views.split(crops), image_sizes, base.image_newline)
+            images, _ = base.pack_image_features(views.split(crops), image_sizes, "default", base.image_newline)
         for image, number in zip(images, crops, strict=True):
             image.num_views = number  # generate forgets image_sizes once it has the features
         return BaseModelOutputWithPooling(pooler_output=list(images))
@@ -49,9 +66,7 @@ def install(model: nn.Module, reduction):
         if encoded is not None:
             images = encoded.pooler_output
             return [len(image) for image in images], [image.num_views for image in images]
-        crops = num_crops(kwargs["image_sizes"])
-        blank = [torch.empty(number, reduction.num_tokens, 1) for number in crops]
-        return [len(image) for image in pack(blank, kwargs["image_sizes"], torch.empty(1))], crops
+        return image_lengths(base, kwargs["image_sizes"], reduction.num_tokens)
 
     # How many tokens unpadding cuts away depends on the picture.
     num_kept = None if reduction.num_kept < reduction.num_tokens else reduction.num_tokens
