@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from transformers import LlavaForConditionalGeneration, LlavaNextForConditionalGeneration
@@ -61,19 +62,24 @@ def load_model(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     options = {"dtype": choose_dtype(dtype, config, device), "attn_implementation": attn_implementation}
     placed = {**options, "device_map": device_map or {"": str(device)}}
-    if "mm_vision_tower" in config:
-        # AutoConfig would read some of these as transformers' own LLaVA, with the sizes of the 7B model.
-        model = LlavaLlamaForCausalLM.from_pretrained(model_path, config=LlavaConfig.from_dict(config), **placed)
-        tower = build_vision_tower(model.config, model_path, **options)
-        model.model.vision_tower = tower.to(model.get_input_embeddings().weight.device)
-    elif config.get("model_type") in HUGGING_FACE and "vision_config" in config:
-        model = HUGGING_FACE[config["model_type"]].from_pretrained(model_path, **placed)
-    else:
+    try:
+        if "mm_vision_tower" in config:
+            # AutoConfig would read some of these as transformers' own LLaVA, with the sizes of the 7B model.
+            model = LlavaLlamaForCausalLM.from_pretrained(model_path, config=LlavaConfig.from_dict(config), **placed)
+            tower = build_vision_tower(model.config, model_path, **options)
+            model.model.vision_tower = tower.to(model.get_input_embeddings().weight.device)
+        elif config.get("model_type") in HUGGING_FACE and "vision_config" in config:
+            model = HUGGING_FACE[config["model_type"]].from_pretrained(model_path, **placed)
+        else:
+            raise ValueError(
+                f"model path {str(model_path)!r}: expected a config with mm_vision_tower (original LLaVA) or with "
+                f"vision_config and one of the model types {', '.join(HUGGING_FACE)} (Hugging Face), "
+                f"got model_type {config.get('model_type')!r}"
+            )
+    except UnpicklingError as error:
         raise ValueError(
-            f"model path {str(model_path)!r}: expected a config with mm_vision_tower (original LLaVA) or with "
-            f"vision_config and one of the model types {', '.join(HUGGING_FACE)} (Hugging Face), "
-            f"got model_type {config.get('model_type')!r}"
-        )
+            f"model path {str(model_path)!r}: expected plain weights, got a pickle that holds other objects"
+        ) from error
     return model.eval()
 
 

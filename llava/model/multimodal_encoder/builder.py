@@ -1,7 +1,6 @@
 """Find and load the vision tower that a checkpoint names."""
 
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from huggingface_hub import snapshot_download
@@ -45,7 +44,7 @@ def read_tower_weights(model_path: str | Path) -> dict[str, Tensor]:
     """The tower's weights inside a checkpoint, under the tower's own names; empty where it holds none.
 
     Raises:
-        ValueError: for a file that holds more than plain weights.
+        pickle.UnpicklingError: for a file that holds more than plain weights.
     """
     weights = {}
     for file in sorted([*Path(model_path).glob("*.safetensors"), *Path(model_path).glob("*.bin")]):
@@ -53,10 +52,7 @@ def read_tower_weights(model_path: str | Path) -> dict[str, Tensor]:
             with safe_open(file, "pt") as stored:
                 weights |= {name: stored.get_tensor(name) for name in stored.keys() if name.startswith(PREFIX)}  # noqa: SIM118
         else:
-            try:
-                stored = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-            except UnpicklingError as error:
-                raise ValueError(f"{file}: expected plain weights, got a pickle with other objects") from error
+            stored = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
             weights |= {name: value for name, value in stored.items() if name.startswith(PREFIX)}
     return {
         name.removeprefix(PREFIX).removeprefix("vision_model."): value
