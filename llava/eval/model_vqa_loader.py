@@ -3,6 +3,9 @@
     python -m llava.eval.model_vqa_loader --model-path DIR --question-file Q.jsonl --image-folder DIR \\
         --answers-file A.jsonl --temperature 0 --conv-mode vicuna_v1 \\
         --layer_list '[16]' --image_token_list '[32]' --visual_token_num 96
+
+Several processes share the questions: `torchrun --nproc_per_node=8 -m llava.eval.model_vqa_loader ...`. A run that was
+stopped, in whatever way, is continued by the same command, also with another number of processes.
 """
 
 import argparse
@@ -10,9 +13,18 @@ import sys
 from pathlib import Path
 
 from llava.conversation import get_conversation
-from vscan.eval.arguments import add, add_reduction_arguments, add_run_arguments, parse, reduction_config
-from vscan.eval.questions import check_images, chunk, read_questions
-from vscan.eval.records import AnswersFile
+from llava.model.check import check_budget, check_checkpoint, check_reduction
+from vscan.eval.arguments import (
+    add,
+    add_reduction_arguments,
+    add_run_arguments,
+    parse,
+    reduction_config,
+    run_command,
+)
+from vscan.eval.questions import check_folder, check_images, chunk, read_questions
+from vscan.eval.ranks import Ranks
+from vscan.eval.records import AnswersFile, Part
 
 
 def main(argv: list[str]) -> None:
@@ -31,12 +43,47 @@ def main(argv: list[str]) -> None:
     # Everything that can be wrong is found before the model is loaded.
     reduction = reduction_config(args, hyper_parameters)
     get_conversation(args.conv_mode)
+    if args.model_base is not None:
+        raise ValueError(f"model_base: expected None (merge the adapter into its base first), got {args.model_base!r}")
     questions = chunk(read_questions(args.question_file), args.num_chunks, args.chunk_idx)
-    check_images(questions, args.image_folder)
-    answers = AnswersFile(args.answers_file, {**_record(args), "reduction": reduction and reduction.to_dict()})
-    if answers.num_done == len(questions):
-        print(f"{args.answers_file}: {len(questions)} rows, nothing left to answer")
-        return
+    skip = args.on_error == "skip"
+    check_folder(args.image_folder) if skip else check_images(questions, args.image_folder)
+    config = check_checkpoint(args.model_path)
+    check_reduction(reduction, config, args.model_path)
+
+    ranks = Ranks()
+    answers = todo = None
+    if ranks.rank == 0:
+        answers = AnswersFile(args.answers_file, {**_record(args), "reduction": reduction and reduction.to_dict()})
+        todo = answers.todo(questions)
+    todo = ranks.share(todo)
+    shard = ranks.shard(todo)
+    if shard:
+        part = answers if ranks.num_ranks == 1 else Part.of_rank(args.answers_file, ranks.rank, ranks.num_ranks)
+        _answer(args, reduction, config, questions, shard, part, ranks)
+        if part is not answers:
+            part.close()
+    ranks.share()
+    if ranks.rank == 0:
+        answers.merge()
+        left = answers.todo(questions)
+        if left and not skip:
+            raise OSError(f"{args.answers_file}: expected {len(questions)} rows, {len(left)} are missing; run it again")
+        if left:
+            print(
+                f"{args.answers_file}: {len(left)} of {len(questions)} rows were skipped, see "
+                f"{answers.skipped_file.name}; the same command tries them again",
+                file=sys.stderr,
+            )
+        elif not todo:
+            print(f"{args.answers_file}: {len(questions)} rows, nothing left to answer")
+
+
+def _answer(args, reduction, config: dict, questions: list[dict], todo: list[int], part: Part, ranks: Ranks) -> None:
+    """Load the model and answer the rows `todo` into `part`."""
+    from pickle import UnpicklingError
+
+    from safetensors import SafetensorError
 
     from llava.mm_utils import get_model_name_from_path
     from llava.model.builder import load_pretrained_model
@@ -46,24 +93,35 @@ def main(argv: list[str]) -> None:
     from .answering import Answering, Preparation
 
     name = get_model_name_from_path(args.model_path)
-    tokenizer, model, image_processor, _ = load_pretrained_model(
-        args.model_path,
-        args.model_base,
-        name,
-        device=args.device,
-        attn_implementation=args.attn_implementation,
-        dtype=args.dtype,
-    )
+    device = ranks.device(args.device)
+    try:
+        tokenizer, model, image_processor, _ = load_pretrained_model(
+            args.model_path,
+            None,
+            name,
+            device=device,
+            attn_implementation=args.attn_implementation,
+            dtype=args.dtype,
+        )
+    except (ImportError, RuntimeError, UnpicklingError, SafetensorError) as error:
+        raise ValueError(
+            f"model path {args.model_path!r}: expected a checkpoint that loads on device {device or 'auto'}, "
+            f"got {type(error).__name__}: {error}"
+        ) from error
     model.generation_config.max_length = None  # the checkpoint's own would be warned about at every call
-    applied = None if reduction is None else apply_config(model, reduction)
+    applied = None
+    if reduction is not None:
+        applied = apply_config(model, reduction)
+        check_budget(reduction, config, applied.num_tokens)
     sampling = {"do_sample": False, "temperature": None, "top_p": None}
     if args.temperature > 0:
         sampling = {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p}
     run(
         questions,
-        answers,
+        todo,
+        part,
         name,
-        Preparation.of(model, tokenizer, image_processor, args.image_folder, args.conv_mode),
+        Preparation.of(model, tokenizer, image_processor, args.image_folder, args.conv_mode, reduction=applied),
         Answering(
             tokenizer,
             model,
@@ -74,18 +132,18 @@ def main(argv: list[str]) -> None:
         ),
         batch_size=args.batch_size,
         num_workers=args.num_workers,
+        skip=args.on_error == "skip",
+        show_progress=ranks.rank == 0,
     )
 
 
 def _record(args: argparse.Namespace) -> dict:
     """What decides the answers, for the record beside them: the flags, without where answers go and how fast."""
-    free = {"answers_file", "num_workers", "visual_token_num", "layer_list", "image_token_list", "method", "positions"}
+    free = {"answers_file", "num_workers", "on_error"}
+    free |= {"visual_token_num", "layer_list", "image_token_list", "method", "positions"}  # in `reduction`
     record = {name: value for name, value in vars(args).items() if name not in free}
     return {**record, "model_path": str(Path(args.model_path).resolve())}
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

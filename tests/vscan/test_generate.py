@@ -25,30 +25,44 @@ NUM_LAYERS, SIDE, NUM_TOKENS, NUM_NEW = 4, 8, 64, 6
 FIELDS = {"local_layer": 1}  # the tiny tower has four layers
 TWO_STAGES = {"visual_tokens": 20, "layers": {1: 9, 3: 4}, **FIELDS}
 
-# Texts of 4; of 2, 6 and 4; of 5 around two images; of 3, 5 (no image) and 3 around two images.
+# Texts of 4; of 2, 6 and 4; of 5 around two images; of 3, 5 (no image) and 3 around two images; of 3 around two images
+# and 67, as long as each other before anything is dropped.
 ROWS = {
     "one": [[1, "image", 5, 6, 7]],
     "batch": [[1, "image", 5], [1, 4, "image", 6, 7, 8, 9], [1, 3, "image", 4, 4]],
     "two_images": [[1, "image", 4, 9, "image", 5, 6]],
     "mixed": [[1, "image", 5, 6], [1, 7, 8, 9, 3], [1, "image", 3, "image", 4]],
+    "level": [[1, "image", 3, "image", 4], [1, "image", *range(3, 69)]],
 }
 # settings: {rows: columns of every layer after the prompt}, of which the longest row decides.
 STAGES = {
     "two_stages": (
         TWO_STAGES,
-        {"one": [24, 13, 13, 8], "batch": [26, 15, 15, 10], "two_images": [45, 23, 23, 13], "mixed": [43, 21, 21, 11]},
+        {
+            "one": [24, 13, 13, 8],
+            "batch": [26, 15, 15, 10],
+            "two_images": [45, 23, 23, 13],
+            "mixed": [43, 21, 21, 11],
+            "level": [87, 76, 76, 71],
+        },
     ),
     "encoder": (
         {"visual_tokens": 0.25, **FIELDS},
-        {"one": [20] * 4, "batch": [22] * 4, "two_images": [37] * 4, "mixed": [35] * 4},
+        {"one": [20] * 4, "batch": [22] * 4, "two_images": [37] * 4, "mixed": [35] * 4, "level": [83] * 4},
     ),
     "entry": (
         {"layers": {0: 7}},
-        {"one": [11] * 4, "batch": [13] * 4, "two_images": [19] * 4, "mixed": [17] * 4},
+        {"one": [11] * 4, "batch": [13] * 4, "two_images": [19] * 4, "mixed": [17] * 4, "level": [74] * 4},
     ),
     "original_positions": (
         {"visual_tokens": 30, "layers": {2: 0.5, 3: 0.5}, "positions": "original", **FIELDS},
-        {"one": [34, 34, 19, 11], "batch": [36, 36, 21, 13], "two_images": [65, 65, 35, 20], "mixed": [63, 63, 33, 18]},
+        {
+            "one": [34, 34, 19, 11],
+            "batch": [36, 36, 21, 13],
+            "two_images": [65, 65, 35, 20],
+            "mixed": [63, 63, 33, 18],
+            "level": [97, 97, 82, 74],
+        },
     ),
 }
 
@@ -181,6 +195,34 @@ class TestGreedy:
             mask = torch.cat((inputs["attention_mask"], torch.ones_like(tokens)), dim=1)
             logits = model(input_ids=tokens, attention_mask=mask, past_key_values=cache).logits
         torch.testing.assert_close(logits, torch.stack(expected.logits, dim=1)[:, 1:], atol=2e-5, rtol=0)
+
+
+def test_tokens_of_an_answer_that_are_masked_are_not_seen(model):
+    for rows in (ROWS["one"], ROWS["batch"]):
+        inputs, number = inputs_of(rows), len(rows)
+        answers = torch.tensor([[5, 6, 7]]).expand(number, -1)
+        mask = torch.cat((inputs["attention_mask"], torch.tensor([[1, 0, 1]]).expand(number, -1)), dim=1)
+        places = torch.tensor([[100, 101, 102]]).expand(number, -1)
+        with vscan.reduce(model, **TWO_STAGES), torch.no_grad():
+            caches = [model(**inputs).past_key_values for _ in range(3)]
+            masked = model(
+                input_ids=answers, attention_mask=mask, position_ids=places, past_key_values=caches[0]
+            ).logits
+            without, stay = mask[:, torch.arange(mask.shape[1]) != mask.shape[1] - 2], [0, 2]
+            left_out = model(
+                input_ids=answers[:, stay],
+                attention_mask=without,
+                position_ids=places[:, stay],
+                past_key_values=caches[1],
+            ).logits
+            seen = model(
+                input_ids=answers,
+                attention_mask=torch.cat((inputs["attention_mask"], torch.ones_like(answers)), dim=1),
+                position_ids=places,
+                past_key_values=caches[2],
+            ).logits
+        torch.testing.assert_close(masked[:, stay], left_out, atol=2e-5, rtol=0)
+        assert (masked[:, 2] - seen[:, 2]).abs().max() > 0.01
 
 
 class TestBeams:

@@ -158,6 +158,8 @@ def test_repeating_puts_copies_beside_each_other():
     assert repeated.num_valid == [6, 6, 6, 5, 5, 5]
     assert found.num_views == [2, 1]
     assert found.repeat(1) is found
+    unknown = replace(found, num_kept=None).repeat(2)
+    assert (unknown.num_views, unknown.num_kept) == ([2, 2, 1, 1], None)
 
 
 # --------------------------------------------------------------------------------------------------- padding_mask
@@ -304,6 +306,16 @@ def test_positions_of_the_flagged_may_stay_empty():
     _, short = segment.drop_flagged(hidden, compact_positions=False)
     assert short.positions.tolist() == [[0, 2, 3, 5]]
     assert short.removed.tolist() == [[0]]
+
+
+def test_how_many_are_left_is_read_off_the_flags_where_that_depends_on_the_picture():
+    hidden, segment = whole(("tVVVVt", "VVVVtt"), masked=False)
+    segment = replace(segment, prompt=replace(segment.prompt, num_kept=None))
+    hidden[0, 2:4] = hidden[1, 3] = torch.nan
+    hidden, short = segment.drop_flagged(hidden, compact_positions=True)
+    assert (short.num_visual, short.num_valid) == ([2, 3], [4, 5])
+    assert short.columns[short.valid].tolist() == [0, 1, 4, 5, 0, 1, 2, 4, 5]
+    assert not hidden.isnan().any()
 
 
 def test_nothing_is_dropped_where_the_vision_stage_kept_all():

@@ -2,7 +2,11 @@
 
 import argparse
 import ast
+import math
+import sys
+from collections.abc import Callable
 from dataclasses import fields
+from typing import NoReturn
 
 from ..config import POSITIONS, ReductionConfig, parse_list
 from ..methods import METHODS, method_class
@@ -32,6 +36,36 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def not_negative(text: str) -> int:
+    """An int of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected an int of at least 0, got {text!r}")
+    return int(text)
+
+
+def temperature(text: str) -> float:
+    """A finite number of at least 0."""
+    value = _number(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected 0 (greedy) or a number above it, got {text!r}")
+    return value
+
+
+def probability(text: str) -> float:
+    """A number in (0, 1]."""
+    value = _number(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number in (0, 1], got {text!r}")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan  # in no range
+
+
 def add_run_arguments(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
     """Add what is evaluated, where answers go, and how they are generated."""
     add(parser, "--model-path", required=True, help="checkpoint folder")
@@ -40,12 +74,19 @@ def add_run_arguments(parser: argparse.ArgumentParser, max_new_tokens: int) -> N
     add(parser, "--answers-file", required=True, help="answers, one JSON object a line; continued where it stopped")
     add(parser, "--num-chunks", type=positive, default=1, help="cut the questions into this many chunks")
     add(parser, "--chunk-idx", type=int, default=0, help="the chunk to answer, from 0")
-    add(parser, "--temperature", type=float, default=0.2, help="0 is greedy")
-    add(parser, "--top_p", type=float, default=None)
+    add(parser, "--temperature", type=temperature, default=0.2, help="0 is greedy")
+    add(parser, "--top_p", type=probability, default=None)
     add(parser, "--num_beams", type=positive, default=1)
     add(parser, "--max_new_tokens", type=positive, default=max_new_tokens)
     add(parser, "--batch-size", type=positive, default=1, help="prompts at a time; 1 as published")
-    add(parser, "--num-workers", type=int, default=2, help="processes that prepare images; 0 prepares them in turn")
+    add(
+        parser,
+        "--num-workers",
+        type=not_negative,
+        default=2,
+        help="processes that prepare images; 0: none",
+    )
+    add(parser, "--on-error", default="stop", choices=["stop", "skip"], help="what to do about an image that is broken")
     add(parser, "--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     add(parser, "--device", default=None, help="cuda, cuda:1, cpu; default: a GPU where there is one")
     add(parser, "--attn-implementation", default=None, choices=["sdpa", "eager", "flash_attention_2"])
@@ -58,6 +99,16 @@ def add_reduction_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "--layer_list", default=None, help="decoder layers before which tokens are pruned, such as '[16]'")
     add(parser, "--image_token_list", default=None, help="tokens per image that each of them keeps, such as '[32]'")
     add(parser, "--positions", default="auto", choices=POSITIONS)
+
+
+def run_command(main: Callable[[list[str]], None]) -> NoReturn:
+    """Run a command on this process's arguments; bad input becomes one line and exit code 2, as argparse has it."""
+    try:
+        main(sys.argv[1:])
+    except (OSError, ValueError) as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
+    sys.exit(0)
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, dict]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 
@@ -27,6 +28,9 @@ def read_questions(file: str | Path) -> list[dict]:
             missing = {"question_id", "text"} - set(question if isinstance(question, dict) else ())
             if missing:
                 raise ValueError(f"{file}, line {number}: expected the keys {sorted(missing)}, got {shown!r}")
+            for key in ("text", "image"):
+                if not isinstance(question.get(key) or "", str):
+                    raise ValueError(f"{file}, line {number}: expected {key} to be a string, got {question[key]!r}")
             questions.append(question)
     return questions
 
@@ -43,12 +47,34 @@ def chunk(rows: list, num_chunks: int, index: int) -> list:
     return rows[index * size : (index + 1) * size]
 
 
-def check_images(questions: list[dict], folder: str | Path) -> None:
-    """Raise FileNotFoundError if images that the questions name are not in the folder; before any model is loaded."""
+def image_file(folder: str | Path, image: str) -> Path:
+    """Where a question's image lies.
+
+    Raises:
+        ValueError: if that is outside the folder. Links are followed: who made the folder may point anywhere.
+    """
+    path = Path(image)
+    if path.is_absolute() or os.path.normpath(path).split(os.sep)[0] == os.pardir:
+        raise ValueError(f"expected an image inside the image folder {str(folder)!r}, got {image!r}")
+    return Path(folder) / path
+
+
+def check_folder(folder: str | Path) -> None:
+    """Raise FileNotFoundError if the image folder is none."""
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"image folder: expected a folder, found none at {str(folder)!r}")
+
+
+def check_images(questions: list[dict], folder: str | Path) -> None:
+    """Check, before any model is loaded, that the images that the questions name are in the folder.
+
+    Raises:
+        FileNotFoundError: if images are missing.
+        ValueError: for a name that leaves the folder.
+    """
+    check_folder(folder)
     images = dict.fromkeys(question["image"] for question in questions if question.get("image"))
-    missing = [image for image in images if not (Path(folder) / image).is_file()]
+    missing = [image for image in images if not image_file(folder, image).is_file()]
     if missing:
         raise FileNotFoundError(
             f"image folder {str(folder)!r}: expected the {len(images)} images that the questions name, "

@@ -1,71 +1,239 @@
 """Answers files that lose nothing: rows are appended as they come, and the same command goes on where it stopped.
 
 Beside `answers.jsonl` lie `answers.jsonl.run.json`, the configuration that a resumed run must share, and
-`answers.jsonl.stats.jsonl`, one row an answer: tokens per stage and seconds.
+`answers.jsonl.stats.jsonl`, one row an answer: the question's row number, tokens per stage and seconds. Two more come
+and go: `answers.jsonl.rank0of2` (with stats of its own) holds what one process of two has answered, until everything is
+merged; `answers.jsonl.skipped.jsonl` names the rows that the last run had to skip.
 """
 
+import fcntl
 import json
 import os
+import re
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
-
-def _whole_lines(file: Path, most: int | None = None) -> tuple[int, int]:
-    """How many lines of a file are whole, `most` of them at the most, and how many bytes these are."""
-    lines = size = 0
-    if file.exists():
-        with open(file, "rb") as stream:
-            for line in stream:
-                if not line.endswith(b"\n") or lines == most:
-                    break
-                lines, size = lines + 1, size + len(line)
-    return lines, size
+PATIENCE = 10  # seconds that a killed process may take to be gone
 
 
-class AnswersFile:
-    """An answers file under way.
+def _beside(file: Path, name: str) -> Path:
+    return file.with_name(f"{file.name}.{name}")
+
+
+def _whole_lines(content: bytes) -> list[bytes]:
+    """The lines of a file; what follows the last line end is a row that was cut."""
+    return [line + b"\n" for line in content.split(b"\n")[:-1]]
+
+
+def _as_lines(rows: list[dict]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def _write_whole(file: Path, content: bytes) -> None:
+    """Write a file that is either not there or complete."""
+    temporary = _beside(file, "tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, file)
+
+
+class Part:
+    """Answers in the order in which they came, with their stats beside, both cut to whole rows.
+
+    Args:
+        file: where answers go.
+
+    Raises:
+        ValueError: if another process writes to the file.
+    """
+
+    def __init__(self, file: str | Path):
+        self.file = Path(file)
+        self.stats_file = _beside(self.file, "stats.jsonl")
+        self.skipped_file = _beside(self.file, "skipped.jsonl")
+        self._lock()
+        self._cut()
+
+    @classmethod
+    def of_rank(cls, file: str | Path, rank: int, num_ranks: int) -> "Part":
+        """Where one process of several writes, until `AnswersFile.merge` of `file`."""
+        return cls(_beside(Path(file), f"rank{rank}of{num_ranks}"))
+
+    def _lock(self) -> None:
+        self._stream = open(self.file, "a+b", buffering=0)  # noqa: SIM115 - it stays open, and locked with it
+        patience = time.monotonic() + PATIENCE
+        while True:
+            try:
+                # Unlike flock's, this lock is not inherited by worker processes, which may outlive a killed run. It is
+                # gone when any handle of the file is closed in this process: all reading goes through this one.
+                fcntl.lockf(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except (BlockingIOError, PermissionError) as error:
+                if time.monotonic() > patience:
+                    raise ValueError(
+                        f"answers file {str(self.file)!r}: expected one that no other process writes to; is the same "
+                        f"command still running?"
+                    ) from error
+                time.sleep(0.1)
+            except OSError:
+                return  # a file system without locks
+
+    def _cut(self) -> None:
+        answers = _whole_lines(self._read())
+        self._stream.truncate(sum(map(len, answers)))
+        # Stats are written before their answer, so those of a row that was cut come again. Fewer of them than answers
+        # are left only where a disk lost them: such rows say that nothing is known.
+        self.stats_file.touch()
+        stats = _whole_lines(self.stats_file.read_bytes())[: len(answers)]
+        os.truncate(self.stats_file, sum(map(len, stats)))
+        with open(self.stats_file, "ab") as stream:
+            stream.write(b"{}\n" * (len(answers) - len(stats)))
+        self.num_done = len(answers)
+
+    def _read(self) -> bytes:
+        self._stream.seek(0)
+        return self._stream.read()
+
+    def rows(self) -> Iterator[tuple[int | None, bytes, bytes]]:
+        """Every answer: its row number, where it is known, its line and that of its stats."""
+        stats = _whole_lines(self.stats_file.read_bytes())
+        for answer, line in zip(_whole_lines(self._read()), stats, strict=True):
+            yield json.loads(line).get("row"), answer, line
+
+    def append(self, answers: list[dict], stats: list[dict]) -> None:
+        """Write rows to disk, all or none of them.
+
+        Raises:
+            OSError: if they cannot be written, such as on a full disk.
+        """
+        with open(self.stats_file, "ab", buffering=0) as stream:
+            self._write(stream, _as_lines(stats))
+        self._write(self._stream, _as_lines(answers))
+        self.num_done += len(answers)
+
+    def _write(self, stream, content: bytes) -> None:
+        size = os.fstat(stream.fileno()).st_size
+        try:
+            while content:
+                content = content[os.write(stream.fileno(), content) :]
+        except OSError as error:
+            os.ftruncate(stream.fileno(), size)
+            raise OSError(
+                f"answers file {str(self.file)!r}: expected to write another row, got {error.strerror!r}; the "
+                f"{self.num_done} rows before it are whole, the same command goes on after them"
+            ) from error
+
+    def skip(self, row: int, question_id, error: Exception) -> None:
+        """Note that a row cannot be answered now; the next run tries again."""
+        with open(self.skipped_file, "ab") as stream:
+            stream.write(_as_lines([{"row": row, "question_id": question_id, "error": str(error)}]))
+
+    def close(self) -> None:
+        """Let another process write."""
+        self._stream.close()
+
+
+class AnswersFile(Part):
+    """The answers file of a command, under way: begun or continued.
 
     Args:
         file: where answers go; its folder is made.
         config: plain values; a file that was begun with others is not continued.
 
     Raises:
-        ValueError: if the file was begun with another configuration, naming what differs.
+        ValueError: if the file was begun with another configuration, naming what differs, or if another process writes
+            to it.
     """
 
     def __init__(self, file: str | Path, config: dict):
-        self.file = Path(file)
-        self.stats_file = self.file.with_name(self.file.name + ".stats.jsonl")
-        run_file = self.file.with_name(self.file.name + ".run.json")
+        file = Path(file)
         config = json.loads(json.dumps(config))
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        self.num_done, size = _whole_lines(self.file)
-        if self.file.exists() and self.file.stat().st_size:
-            begun = json.loads(run_file.read_text()) if run_file.exists() else None
-            if begun != config:
-                differs = "no run.json" if begun is None else _difference(begun, config)
-                raise ValueError(
-                    f"answers file {str(self.file)!r}: expected one that this command began, got {self.num_done} rows "
-                    f"of another run ({differs}); give another file or remove this one"
-                )
-        for file in (self.file, self.stats_file):
-            file.touch()
-        os.truncate(self.file, size)
-        # Stats are written before their answer, so those of a row that was cut come again. Fewer of them than answers
-        # are left only where a disk lost them: such rows say that nothing is known.
-        num_stats, size = _whole_lines(self.stats_file, self.num_done)
-        os.truncate(self.stats_file, size)
-        with open(self.stats_file, "a") as stream:
-            stream.write("{}\n" * (self.num_done - num_stats))
-        temporary = run_file.with_name(run_file.name + ".tmp")
-        temporary.write_text(json.dumps(config, indent=2) + "\n")
-        os.replace(temporary, run_file)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._check(file, config)
+        super().__init__(file)
+        _write_whole(_beside(file, "run.json"), json.dumps(config, indent=2).encode() + b"\n")
+        self.merge()
+        self.skipped_file.unlink(missing_ok=True)
 
-    def append(self, answers: list[dict], stats: list[dict]) -> None:
-        """Write rows to disk, in order."""
-        for file, rows in ((self.stats_file, stats), (self.file, answers)):
-            with open(file, "a", encoding="utf-8") as stream:
-                stream.write("".join(json.dumps(row) + "\n" for row in rows))
-        self.num_done += len(answers)
+    def _lock(self) -> None:
+        super()._lock()
+        # A merge puts new answers and stats in place of the old. The answers are written last, so they say that both
+        # are complete; where they lie, the rest of the merge is due, also after a kill.
+        answers, stats = _beside(self.file, "new"), _beside(self.stats_file, "new")
+        if answers.exists():
+            if stats.exists():
+                os.replace(stats, self.stats_file)
+            os.replace(answers, self.file)
+            self._stream.close()
+            super()._lock()
+
+    @staticmethod
+    def _check(file: Path, config: dict) -> None:
+        begun = [part for part in (file, *_parts(file)) if part.exists() and part.stat().st_size]
+        run_file = _beside(file, "run.json")
+        recorded = json.loads(run_file.read_text()) if run_file.exists() else None
+        if not begun or recorded == config:
+            return
+        num_rows = sum(len(_whole_lines(part.read_bytes())) for part in begun)
+        differs = "no run.json" if recorded is None else _difference(recorded, config)
+        raise ValueError(
+            f"answers file {str(file)!r}: expected one that this command began, got {num_rows} rows of another run "
+            f"({differs}); give another file or remove this one"
+        )
+
+    def rows(self) -> Iterator[tuple[int, bytes, bytes]]:
+        """Every answer: its row number, its line and that of its stats."""
+        last = -1
+        for row, answer, stats in super().rows():
+            last = last + 1 if row is None else row
+            yield last, answer, stats
+
+    def todo(self, questions: list[dict]) -> list[int]:
+        """The row numbers of the questions that have no answer yet.
+
+        Raises:
+            ValueError: for an answer to another question: the question file is not the one that the run began with.
+        """
+        left = dict.fromkeys(range(len(questions)))
+        for number, (row, line, _) in enumerate(self.rows(), start=1):
+            got = json.loads(line)["question_id"]
+            if row not in left or questions[row]["question_id"] != got:
+                expected = f"question {questions[row]['question_id']!r}" if row < len(questions) else "no question"
+                raise ValueError(
+                    f"{self.file}, line {number}: expected the answer to row {row} of the question file ({expected}), "
+                    f"got one to question {got!r}; was the question file changed?"
+                )
+            del left[row]
+        return list(left)
+
+    def merge(self) -> None:
+        """Put the rows of all parts, and those that were skipped at first, where they belong."""
+        parts = [Part(file) for file in _parts(self.file)]
+        numbers = [row for row, *_ in self.rows()]
+        if parts or numbers != sorted(set(numbers)):
+            # A run that was killed before it removed the parts finds their rows twice.
+            rows = {row: lines for row, *lines in self.rows()}
+            rows |= {row: lines for part in parts for row, *lines in part.rows() if row not in {None, *rows}}
+            answers, stats = (b"".join(rows[row][i] for row in sorted(rows)) for i in (0, 1))
+            _write_whole(_beside(self.stats_file, "new"), stats)
+            _write_whole(_beside(self.file, "new"), answers)
+            self._stream.close()
+            self._lock()
+            self._cut()
+        for part in parts:
+            if part.skipped_file.exists():
+                with open(self.skipped_file, "ab") as stream:
+                    stream.write(part.skipped_file.read_bytes())
+            part.skipped_file.unlink(missing_ok=True)
+            part.stats_file.unlink()
+            part.file.unlink()  # last: it is what a next run looks for
+            part.close()
+
+
+def _parts(file: Path) -> list[Path]:
+    """What the processes of a run have written that is not merged yet."""
+    found = [other for other in file.parent.iterdir() if re.fullmatch(r"\.rank\d+of\d+", other.name[len(file.name) :])]
+    return sorted(other for other in found if other.name.startswith(file.name))
 
 
 def _difference(begun: dict, config: dict) -> str:

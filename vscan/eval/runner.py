@@ -8,7 +8,7 @@ from typing import Any
 import shortuuid
 from tqdm import tqdm
 
-from .records import AnswersFile
+from .records import Part
 
 
 class Prepared:
@@ -40,47 +40,59 @@ class Answer:
 
 def run(
     questions: list[dict],
-    answers: AnswersFile,
+    todo: list[int],
+    answers: Part,
     model_id: str,
     prepare: Callable[[dict], Any],
     answer: Callable[[list[Any]], list[Answer]],
     batch_size: int = 1,
     num_workers: int = 0,
+    skip: bool = False,
+    show_progress: bool = True,
 ) -> None:
-    """Answer the questions that have no row yet, in order.
+    """Answer some questions, in order.
 
     Args:
-        questions: all questions of this answers file.
+        questions: all questions.
+        todo: the row numbers of those to answer.
         answers: where rows go.
         model_id: what the rows call the model.
         prepare: from a question to what `answer` takes; must be picklable.
         answer: from a batch of prepared questions to their answers.
         batch_size: prompts at a time.
         num_workers: processes that prepare; 0 prepares in turn.
+        skip: note a question that cannot be prepared, and go on.
+        show_progress: draw a bar.
 
     Raises:
-        ValueError: for a question that cannot be prepared; the rows before it are written.
+        ValueError: for a question that cannot be prepared, unless it is skipped; the rows before it are written.
+        OSError: if rows cannot be written.
     """
     from torch.utils.data import DataLoader  # questions and flags are checked before torch is imported
 
-    todo = questions[answers.num_done :]
+    prepared = Prepared([questions[row] for row in todo], prepare)
     workers = min(num_workers, len(todo))
-    batches = DataLoader(Prepared(todo, prepare), batch_size=batch_size, num_workers=workers, collate_fn=list)
-    with tqdm(total=len(questions), initial=answers.num_done, unit="row") as progress:
+    batches = DataLoader(prepared, batch_size=batch_size, num_workers=workers, collate_fn=list)
+    with tqdm(total=len(todo), unit="row", disable=not show_progress) as progress:
         for number, items in enumerate(batches):
             rows = todo[number * batch_size : (number + 1) * batch_size]
-            broken = next((i for i, item in enumerate(items) if isinstance(item, Exception)), len(items))
-            if broken:
+            broken = [i for i, item in enumerate(items) if isinstance(item, Exception)]
+            whole = [i for i in range(len(items)) if i not in broken and (skip or not broken or i < broken[0])]
+            if whole:
                 start = time.perf_counter()
-                replies = answer(items[:broken])
-                seconds = round((time.perf_counter() - start) / broken, 6)
+                replies = answer([items[i] for i in whole])
+                seconds = round((time.perf_counter() - start) / len(whole), 6)
+                pairs = [(rows[i], reply) for i, reply in zip(whole, replies, strict=True)]
                 answers.append(
-                    [_row(question, reply.text, model_id) for question, reply in zip(rows, replies, strict=False)],
-                    [{**reply.stats, "seconds": seconds} for reply in replies],
+                    [_row(questions[row], reply.text, model_id) for row, reply in pairs],
+                    [{"row": row, **reply.stats, "seconds": seconds} for row, reply in pairs],
                 )
-                progress.update(broken)
-            if broken < len(items):
-                raise ValueError(f"question {rows[broken]['question_id']}: {items[broken]}") from items[broken]
+            for i in broken:
+                question_id = questions[rows[i]]["question_id"]
+                if not skip:
+                    raise ValueError(f"row {rows[i]}, question {question_id}: {items[i]}") from items[i]
+                answers.skip(rows[i], question_id, items[i])
+            progress.update(len(items))
 
 
 def _row(question: dict, text: str, model_id: str) -> dict:

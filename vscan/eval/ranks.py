@@ -1,0 +1,58 @@
+"""Several processes for one answers file, as torchrun starts them: which rows are whose, and who waits for whom."""
+
+import ctypes
+import os
+import signal
+import sys
+from datetime import timedelta
+
+
+class Ranks:
+    """This process among those that torchrun started, or alone.
+
+    Processes only tell each other how far they are, so gloo serves on GPUs too: several may share one, and a rank that
+    dies ends the others at once.
+    """
+
+    def __init__(self):
+        self.rank, self.num_ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        if self.num_ranks > 1:
+            import torch.distributed as dist
+
+            if sys.platform == "linux":
+                # A torchrun that is killed leaves its processes behind, and they would go on beside those of the next
+                # start: die with the parent (prctl's PR_SET_PDEATHSIG).
+                ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+            # A rank that is done waits for the slowest one, which may take hours.
+            dist.init_process_group("gloo", timeout=timedelta(days=30))
+
+    def share(self, value=None):
+        """What rank 0 gives, for all; returns when all have come here.
+
+        Raises:
+            ChildProcessError: if another rank has failed.
+        """
+        if self.num_ranks == 1:
+            return value
+        import torch.distributed as dist
+
+        box = [value]
+        try:
+            dist.broadcast_object_list(box)
+            dist.barrier()
+        except RuntimeError as error:
+            raise ChildProcessError(f"rank {self.rank}: another rank has failed; its error says why") from error
+        return box[0]
+
+    def shard(self, rows: list[int]) -> list[int]:
+        """This rank's run of `rows`; runs differ by one row at most."""
+        return rows[len(rows) * self.rank // self.num_ranks : len(rows) * (self.rank + 1) // self.num_ranks]
+
+    def device(self, device: str | None) -> str | None:
+        """Where this rank runs: on a GPU of its own, as long as there are enough and none is asked for by number."""
+        if self.num_ranks == 1 or device not in (None, "cuda"):
+            return device
+        import torch
+
+        num_gpus = torch.cuda.device_count()
+        return f"cuda:{int(os.environ.get('LOCAL_RANK', self.rank)) % num_gpus}" if num_gpus else device
