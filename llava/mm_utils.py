@@ -128,7 +128,7 @@ def process_images(images: list[Image.Image], image_processor: CLIPImageProcesso
         float32 [len(images), 3, H, W], or [crops, 3, H, W] for "anyres".
 
     Raises:
-        ValueError: more than one image with "anyres".
+        ValueError: more than one image with "anyres", or another way to cut ("anyres_max_9").
     """
     aspect_ratio = getattr(model_cfg, "image_aspect_ratio", None)
     if aspect_ratio == "anyres":
@@ -136,6 +136,8 @@ def process_images(images: list[Image.Image], image_processor: CLIPImageProcesso
             raise ValueError(f"expected one image at a time for image_aspect_ratio 'anyres', got {len(images)}")
         side = image_processor.crop_size["height"]
         images = cut_into_crops(images[0], model_cfg.image_grid_pinpoints, side)
+    elif str(aspect_ratio).startswith("anyres"):
+        raise ValueError(f"expected image_aspect_ratio to be 'anyres', 'pad', 'square' or None, got {aspect_ratio!r}")
     if aspect_ratio == "pad":
         background = tuple(int(mean * 255) for mean in image_processor.image_mean)
         images = [expand2square(image, background) for image in images]

@@ -19,12 +19,14 @@ from transformers import PreTrainedTokenizerFast
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import build_prompt
 from llava.mm_utils import (
+    cut_into_crops,
     expand2square,
     expand_image_tokens,
     get_model_name_from_path,
     load_image,
     load_image_processor,
     process_images,
+    select_best_resolution,
     tokenizer_image_token,
 )
 from llava.tokenizer import load_tokenizer
@@ -128,9 +130,42 @@ def test_a_batch_is_its_images(processor):
     assert torch.equal(process_images(images, processor, PAD), singles)
 
 
-def test_tiles_are_refused(processor):
-    with pytest.raises(ValueError, match="'pad', 'square' or None, got 'anyres_max_9'"):
+def test_other_ways_to_cut_and_several_images_at_once_are_refused(processor):
+    with pytest.raises(ValueError, match="'anyres', 'pad', 'square' or None, got 'anyres_max_9'"):
         process_images([noise(8, 8)], processor, SimpleNamespace(image_aspect_ratio="anyres_max_9"))
+    anyres = SimpleNamespace(image_aspect_ratio="anyres", image_grid_pinpoints=[[56, 28]])
+    with pytest.raises(ValueError, match="expected one image at a time for image_aspect_ratio 'anyres', got 2"):
+        process_images([noise(8, 8), noise(8, 8)], processor, anyres)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((336, 336), (336, 672)),  # all waste alike but these two, and this one comes first
+        ((500, 375), (672, 672)),
+        ((300, 420), (336, 672)),
+        ((2000, 500), (1008, 336)),
+        ((500, 2000), (336, 1008)),
+        ((640, 300), (672, 336)),
+        ((700, 300), (1008, 336)),  # more of it is kept than in 672 x 336
+    ],
+)
+def test_the_resolution_keeps_most_and_wastes_least(size, expected):
+    pinpoints = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+    assert select_best_resolution(size, pinpoints) == expected
+
+
+def test_tiles_lie_in_the_middle_of_black_and_the_whole_comes_first():
+    image = Image.new("RGB", (40, 10), (200, 100, 50))
+    whole, left, right = cut_into_crops(image, [[56, 28]], 28)
+    assert [crop.size for crop in (whole, left, right)] == [(28, 28)] * 3
+    assert whole.getcolors() == [(28 * 28, (200, 100, 50))]
+    # 56 wide, 14 high: 7 black rows above and below.
+    for tile in (left, right):
+        pixels = np.asarray(tile)
+        assert (pixels[:7] == 0).all()
+        assert (pixels[7:21] == (200, 100, 50)).all()
+        assert (pixels[21:] == 0).all()
 
 
 def test_the_exif_orientation_is_ignored(tmp_path):
