@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .config import Budget, ReductionConfig, count
 from .methods import method_class
-from .models import installer
+from .models import installer, unwrapped
 from .prompt import PromptState
 from .stats import Stats, collect
 
@@ -121,6 +121,7 @@ def apply(
 
 def apply_config(model: nn.Module, config: ReductionConfig) -> Reduction:
     """`apply` for a configuration that is at hand."""
+    model = unwrapped(model)
     install = installer(model)
     defaults = (getattr(model.config, "reduction", None) or {}).get(config.method)
     reduction = Reduction(config, defaults)

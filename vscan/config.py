@@ -3,7 +3,6 @@
 import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 Budget = int | float
@@ -102,7 +101,7 @@ class ReductionConfig:
         if self.visual_tokens is not None:
             check_budget(self.visual_tokens, "visual_tokens")
         object.__setattr__(self, "layers", check_layers(self.layers))
-        object.__setattr__(self, "fields", MappingProxyType(dict(self.fields)))
+        object.__setattr__(self, "fields", dict(self.fields))
 
     @classmethod
     def from_lists(cls, visual_tokens: Budget | None, layer_list, image_token_list, **rest) -> "ReductionConfig | None":

@@ -192,7 +192,7 @@ class Segment:
             compact_positions: close the gaps in the positions; else every token stays at its own.
 
         Returns:
-            [B, S', D] and the new segment; S' is the longest row, shorter rows are filled up at the left and masked.
+            [B, S', D] and the new segment; S' is the longest row, shorter rows are filled up and masked.
         """
         num_valid = [
             valid - visual + keep for valid, visual, keep in zip(self.num_valid, self.num_visual, num_kept, strict=True)

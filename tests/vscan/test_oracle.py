@@ -312,8 +312,9 @@ BUDGETS = st.integers(1, NUM_TOKENS) | st.floats(0.02, 1.0)
 def cases(draw) -> Case:
     rows = []
     for _ in range(draw(st.integers(1, 3))):
-        row = [1, *draw(WORDS)]
-        for _ in range(draw(st.integers(0, 2))):
+        num_images = draw(st.integers(0, 2))
+        row = draw(st.sampled_from([[], [1]]) | WORDS) if num_images else [1, *draw(WORDS)]
+        for _ in range(num_images):
             row += ["image", *draw(WORDS)]
         rows.append(row)
     assume(any("image" in row for row in rows))

@@ -29,8 +29,9 @@ def read_questions(file: str | Path) -> list[dict]:
             if missing:
                 raise ValueError(f"{file}, line {number}: expected the keys {sorted(missing)}, got {shown!r}")
             for key in ("text", "image"):
-                if not isinstance(question.get(key) or "", str):
-                    raise ValueError(f"{file}, line {number}: expected {key} to be a string, got {question[key]!r}")
+                value = question.get(key)
+                if not isinstance(value, str) and (value is not None or key == "text"):
+                    raise ValueError(f"{file}, line {number}: expected {key} to be a string, got {value!r}")
             questions.append(question)
     return questions
 

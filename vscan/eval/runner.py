@@ -72,7 +72,11 @@ def run(
 
     prepared = Prepared([questions[row] for row in todo], prepare)
     workers = min(num_workers, len(todo))
-    batches = DataLoader(prepared, batch_size=batch_size, num_workers=workers, collate_fn=list)
+    # Forked workers notice that their process was killed, and go too; those of a fork server would stay for ever.
+    context = "fork" if workers else None
+    batches = DataLoader(
+        prepared, batch_size=batch_size, num_workers=workers, collate_fn=list, multiprocessing_context=context
+    )
     with tqdm(total=len(todo), unit="row", disable=not show_progress) as progress:
         for number, items in enumerate(batches):
             rows = todo[number * batch_size : (number + 1) * batch_size]

@@ -9,14 +9,17 @@ from importlib import import_module
 ADAPTERS = {"llava": "vscan.models.llava:install", "llava_next": "vscan.models.llava_next:install"}
 
 
+def unwrapped(model):
+    """The model itself, where an adapter library has put a wrapper around it."""
+    return unwrapped(model.get_base_model()) if hasattr(model, "get_base_model") else model
+
+
 def installer(model):
     """The function that installs a reduction on `model`: reduction -> undo.
 
     Raises:
         ValueError: for a model that is not known.
     """
-    if hasattr(model, "get_base_model"):  # adapters put around a model
-        return installer(model.get_base_model())
     if hasattr(model, "install_reduction"):
         return model.install_reduction
     model_type = getattr(getattr(model, "config", None), "model_type", None)

@@ -1,10 +1,9 @@
 """Stock transformers LLaVA (LLaVA-1.5): CLIP tower, MLP projector, Llama."""
 
 from torch import nn
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .clip import encode_views, grid_of
-from .shell import install_on_shell
+from .shell import EncodedImages, install_on_shell
 
 
 def fit(reduction, model: nn.Module) -> nn.Module:
@@ -54,7 +53,7 @@ def install(model: nn.Module, reduction):
         layer = base.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
         check_features(layer, vision_feature_select_strategy or "default")
         features = encode_views(reduction, base.vision_tower, base.multi_modal_projector, pixel_values, layer)
-        return BaseModelOutputWithPooling(pooler_output=list(features))
+        return EncodedImages(pooler_output=list(features))
 
     def images_of(kwargs: dict) -> tuple[list[int], list[int]]:
         encoded = (kwargs.get("mm_encoder_outputs") or {}).get("image")

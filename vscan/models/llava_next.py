@@ -6,12 +6,11 @@ lost, newlines stay, and the decoder ranks every placeholder that is left.
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from .clip import encode_views
 from .llava import check_features, fit
-from .shell import install_on_shell
+from .shell import EncodedImages, install_on_shell
 
 
 def num_crops(config, image_sizes: Tensor) -> list[int]:
@@ -59,7 +58,7 @@ def install(model: nn.Module, reduction):
             images, _ = base.pack_image_features(views.split(crops), image_sizes, "default", base.image_newline)
         for image, number in zip(images, crops, strict=True):
             image.num_views = number  # generate forgets image_sizes once it has the features
-        return BaseModelOutputWithPooling(pooler_output=list(images))
+        return EncodedImages(pooler_output=list(images))
 
     def images_of(kwargs: dict) -> tuple[list[int], list[int]]:
         encoded = (kwargs.get("mm_encoder_outputs") or {}).get("image")

@@ -8,9 +8,14 @@ from contextlib import ExitStack
 from functools import lru_cache
 
 from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..decoder import Decoder, prompt_columns
 from ..prompt import VisualPrompt, padding_mask
+
+
+class EncodedImages(BaseModelOutputWithPooling):
+    """Images encoded under a reduction: `pooler_output` is a list of [M_i, D], NaN where a token is dropped."""
 
 
 @lru_cache(maxsize=8)
@@ -70,6 +75,9 @@ def install_on_shell(
             return None
         if input_ids is None:
             raise ValueError("expected input_ids beside pixel_values while visual tokens are reduced, got None")
+        encoded = (kwargs.get("mm_encoder_outputs") or {}).get("image")
+        if encoded is not None and get_image_features is not None and not isinstance(encoded, EncodedImages):
+            raise ValueError("expected mm_encoder_outputs that were encoded under this reduction, got dense ones")
         visual = input_ids == base.config.image_token_id
         mask = padding_mask(kwargs.get("attention_mask"), input_ids.shape[1])
         prompt = VisualPrompt.read(visual, mask, *images_of(kwargs), num_kept)

@@ -73,6 +73,22 @@ def test_a_line_that_is_no_question_is_named(written, bad, message):
     assert str(caught.value) == f"{file}, {message}"
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("text", 7), ("text", ["a"]), ("image", ["a.png", "b.png"]), ("image", 7), ("text", None)]
+)
+def test_texts_and_images_are_strings(written, key, value):
+    file = written("\n" + json.dumps({**QUESTION, key: value}))
+    with pytest.raises(ValueError, match=key) as caught:
+        read_questions(file)
+    assert str(caught.value) == f"{file}, line 2: expected {key} to be a string, got {value!r}"
+
+
+@pytest.mark.parametrize("image", [None, ""])
+def test_a_question_may_be_without_an_image(written, image):
+    question = {**QUESTION, "image": image}
+    assert read_questions(written(json.dumps(question))) == [question]
+
+
 def test_a_line_that_is_no_utf_8_is_named(written):
     file = written(json.dumps(QUESTION).encode() + b'\n{"question_id": 2, "text": "caf\xe9"}\n')
     with pytest.raises(ValueError, match="line 2") as caught:
@@ -148,6 +164,23 @@ def test_images_that_are_missing_are_named(tmp_path, names, message):
     with pytest.raises(FileNotFoundError) as caught:
         check_images([{"image": name} for name in names], tmp_path)
     assert str(caught.value) == f"image folder {str(tmp_path)!r}: {message}"
+
+
+@pytest.mark.parametrize("image", ["../a.png", "b/../../a.png", "/a.png", ".."])
+def test_an_image_outside_the_folder_is_refused(tmp_path, image):
+    folder = tmp_path / "folder"
+    (folder / "b").mkdir(parents=True)
+    (tmp_path / "a.png").touch()
+    with pytest.raises(ValueError, match="inside the image folder") as caught:
+        check_images([{"image": image}], folder)
+    assert str(caught.value) == f"expected an image inside the image folder {str(folder)!r}, got {image!r}"
+
+
+def test_a_way_through_a_folder_that_stays_inside_is_followed(tmp_path):
+    (tmp_path / "b").mkdir()
+    for name in ("a.png", "..c.png"):
+        (tmp_path / name).touch()
+    check_images([{"image": "b/../a.png"}, {"image": "./a.png"}, {"image": "..c.png"}], tmp_path)
 
 
 def test_an_image_folder_that_is_not_there(tmp_path):

@@ -1,5 +1,7 @@
 """Models whose weights are not simply there: spread or offloaded by accelerate, wrapped by adapters, quantised."""
 
+import inspect
+
 import pytest
 import torch
 from accelerate import cpu_offload, dispatch_model
@@ -97,3 +99,46 @@ def test_a_decoder_that_was_bypassed_is_noticed():
     ids, _ = prompt([[1, "image", 7]], NUM_TOKENS)
     with vscan.reduce(model, **SETTING), pytest.raises(RuntimeError, match="was not entered"):
         model.generate(input_ids=ids, pixel_values=pictures(model, 1), max_new_tokens=2)
+
+
+def test_features_that_were_encoded_dense_are_refused():
+    model = tiny_llava()
+    if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
+        pytest.skip("this transformers does not take encoded images")
+    ids, _ = prompt([[1, "image", 7]], NUM_TOKENS)
+    dense = model.model.get_image_features(pictures(model, 1), return_dict=True)
+    with vscan.reduce(model, **SETTING) as reduction:
+        with pytest.raises(ValueError, match="encoded under this reduction, got dense ones"):
+            model(input_ids=ids, mm_encoder_outputs={"image": dense})
+        reduced = model.model.get_image_features(pictures(model, 1), return_dict=True)
+        expected = model(input_ids=ids, pixel_values=pictures(model, 1)).logits
+        assert torch.equal(model(input_ids=ids, mm_encoder_outputs={"image": reduced}).logits, expected)
+        assert reduction.kept().shape == (1, 2 + 5)
+
+
+class Adapted(nn.Module):
+    """Stands in for an adapter library's wrapper around a model."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def get_base_model(self):
+        return self.model
+
+    def generate(self, **kwargs):
+        return self.model.generate(**kwargs)
+
+
+def test_a_model_inside_an_adapter_library_s_wrapper_is_reduced(expected):
+    model = Adapted(tiny_llava())
+    ids, mask = prompt([[1, 5, 6, "image", 7], [1, "image", 8, 9, 10, 11]], NUM_TOKENS)
+    with vscan.reduce(model, **SETTING):
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            pixel_values=pictures(model.model, 2),
+            max_new_tokens=5,
+            do_sample=False,
+        )
+    assert output[:, ids.shape[1] :].tolist() == expected[0]
