@@ -66,9 +66,7 @@ def check_reduction(reduction: ReductionConfig | None, config: dict, folder: str
 
 def check_budget(reduction: ReductionConfig, config: dict, num_tokens: int | None) -> None:
     """Raise ValueError for more tokens than an image has, where that is one number for all images (LLaVA-1.5)."""
-    any_resolution = "image_grid_pinpoints" in config and (
-        config.get("model_type") == "llava_next" or str(config.get("image_aspect_ratio")).startswith("anyres")
-    )
+    any_resolution = config.get("model_type") == "llava_next" or "anyres" in str(config.get("image_aspect_ratio"))
     if any_resolution or num_tokens is None or not isinstance(reduction.visual_tokens, int):
         return
     if reduction.visual_tokens > num_tokens:
