@@ -103,7 +103,7 @@ def _answer(args, reduction, config: dict, questions: list[dict], todo: list[int
             attn_implementation=args.attn_implementation,
             dtype=args.dtype,
         )
-    except (ImportError, RuntimeError, UnpicklingError, SafetensorError) as error:
+    except (AssertionError, ImportError, RuntimeError, UnpicklingError, SafetensorError) as error:
         raise ValueError(
             f"model path {args.model_path!r}: expected a checkpoint that loads on device {device or 'auto'}, "
             f"got {type(error).__name__}: {error}"

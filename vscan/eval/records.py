@@ -148,6 +148,8 @@ class AnswersFile(Part):
     def __init__(self, file: str | Path, config: dict):
         file = Path(file)
         config = json.loads(json.dumps(config))
+        if file.exists() and not file.is_file():
+            raise ValueError(f"answers file: expected a file, got a folder or a device at {str(file)!r}")
         file.parent.mkdir(parents=True, exist_ok=True)
         self._check(file, config)
         super().__init__(file)

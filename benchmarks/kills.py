@@ -1,0 +1,126 @@
+"""Kill a run at random moments, start it again with the same command, and compare with a run that was left alone.
+
+    python -m benchmarks.kills --kills 50
+
+The model is tiny. Every start is a process of its own that runs the whole command; only its imports are shared.
+"""
+
+import argparse
+import json
+import multiprocessing
+import random
+import tempfile
+import time
+from pathlib import Path
+
+TOKENS = 24
+
+
+def _build(folder: Path, num_rows: int) -> None:
+    from playground.demo import draw
+    from playground.tiny import build_checkpoint
+
+    build_checkpoint(folder / "tiny-llava")
+    questions = []
+    for row in range(num_rows):
+        draw(folder / f"{row % 4}.png", seed=row % 4)
+        # Ids come twice and texts again and again, so only the place in the file tells rows apart.
+        questions.append({"question_id": row // 2, "text": f"How many? {row % 5}", "image": f"{row % 4}.png"})
+    (folder / "questions.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
+
+
+def _answer(folder: Path, file: Path) -> None:
+    import torch
+
+    from llava.eval.model_vqa_loader import main as answer
+
+    torch.set_num_threads(1)
+    flags = {"--model-path": folder / "tiny-llava", "--question-file": folder / "questions.jsonl"}
+    flags |= {"--image-folder": folder, "--answers-file": file, "--temperature": 0, "--max_new_tokens": TOKENS}
+    flags |= {"--batch-size": 2, "--num-workers": 1, "--device": "cpu"}
+    flags |= {"--layer_list": "[4]", "--image_token_list": "[32]", "--visual_token_num": 96}
+    answer([str(part) for pair in flags.items() for part in pair])
+
+
+def _whole_lines(file: Path) -> list[str]:
+    return file.read_text().split("\n")[:-1] if file.exists() else []
+
+
+def kill_again_and_again(folder: Path, kills: int, seed: int = 0) -> dict[str, int]:
+    """Kill a run `kills` times and finish it.
+
+    Args:
+        folder: an empty one, for everything that is made.
+        kills: how often to kill.
+        seed: of the moments.
+
+    Returns:
+        How many rows there are, how many kills came, and how many of these between the first row of their start and
+        the last.
+
+    Raises:
+        AssertionError: if a row was lost, doubled, moved or computed again.
+    """
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["llava.eval.model_vqa_loader", "llava.eval.answering", "playground.demo"])
+    chance = random.Random(seed)
+
+    def start(function, *args):
+        process = processes.Process(target=function, args=(folder, *args))
+        process.start()
+        return process
+
+    num_rows = 6 * kills + 10
+    start(_build, num_rows).join()
+    whole, killed = folder / "whole.jsonl", folder / "killed.jsonl"
+    begun = time.perf_counter()
+    start(_answer, whole).join()
+    seconds = time.perf_counter() - begun
+    answering = sum(json.loads(line)["seconds"] for line in _whole_lines(Path(f"{whole}.stats.jsonl")))
+
+    kept, num_kills, num_amid = [], 0, 0
+    while num_kills < kills:
+        process = start(_answer, killed)
+        num_new = chance.randrange(4)
+        while num_new and process.is_alive() and len(_whole_lines(killed)) < len(kept) + num_new:
+            time.sleep(0.001)
+        # While it starts, or, after some rows, within a batch.
+        process.join(chance.uniform(0, 2 * answering / num_rows if num_new else seconds - answering))
+        num_kills += process.is_alive()
+        process.kill()
+        process.join()
+        lines = _whole_lines(killed)
+        assert lines[: len(kept)] == kept, "an answer was lost, moved or computed again"
+        num_amid += len(kept) < len(lines) < num_rows
+        kept = lines
+        print(f"kill {num_kills}: {len(lines)} of {num_rows} rows", flush=True)
+        assert len(lines) < num_rows or num_kills == kills, "the run ended before it was killed often enough"
+    start(_answer, killed).join()
+
+    lines = _whole_lines(killed)
+    assert lines[: len(kept)] == kept, "an answer was lost, moved or computed again"
+    rows, expected = ([json.loads(line) for line in _whole_lines(file)] for file in (killed, whole))
+    assert len({row["answer_id"] for row in rows}) == num_rows, "a row is missing or came twice"
+    for row, other in zip(rows, expected, strict=True):
+        assert {**row, "answer_id": None} == {**other, "answer_id": None}, f"{row} instead of {other}"
+    stats = [json.loads(line)["row"] for line in _whole_lines(Path(f"{killed}.stats.jsonl"))]
+    assert stats == list(range(num_rows)), "the stats are not those of the rows"
+    return {"rows": num_rows, "kills": num_kills, "amid rows": num_amid}
+
+
+def main() -> None:
+    """Kill as often as the command line says, and print what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        counts = kill_again_and_again(Path(folder), args.kills, args.seed)
+    print(
+        f"{counts['kills']} kills, {counts['amid rows']} of them amid rows: all {counts['rows']} rows are there once, "
+        f"in order and as in the run that was left alone; none was computed again"
+    )
+
+
+if __name__ == "__main__":
+    main()
