@@ -35,7 +35,8 @@ def attention_row(query: Tensor, key: Tensor, scale: float, allowed: Tensor | No
     """
     num_keys = key.shape[1]
     grouped = query.float().unflatten(1, (num_keys, -1)).squeeze(3)  # B Hk G d
-    logits = grouped @ key.float().transpose(2, 3) * scale  # B Hk G L
+    # Keys first: of a batch of views, q @ k^T is a thin product that runs at a tenth of the speed on a CPU.
+    logits = (key.float() @ grouped.transpose(2, 3)).transpose(2, 3) * scale  # B Hk G L
     if allowed is not None:
         logits = logits.masked_fill(~allowed[:, None, None], -torch.inf)
     return logits.softmax(dim=-1).flatten(1, 2)

@@ -21,9 +21,10 @@ def merge(tokens: Tensor, kept: Tensor) -> Tensor:
     """
     num_views, num_kept = kept.shape
     full = tokens.float()
-    unit = normalize(full, dim=-1, eps=1e-8)
     rows = torch.arange(num_views, device=kept.device).unsqueeze(1)  # V 1
-    nearest = (unit @ unit[rows, kept].transpose(1, 2)).argmax(dim=-1)  # V N
+    # The length of a dropped token does not change which kept token is the nearest.
+    unit = normalize(full[rows, kept], dim=-1, eps=1e-8)
+    nearest = (full @ unit.transpose(1, 2)).argmax(dim=-1)  # V N
     # A kept token belongs to itself, also where a twin of it is kept.
     nearest = nearest.scatter(1, kept, torch.arange(num_kept, device=kept.device).expand(num_views, -1))
     group = (nearest + rows * num_kept).flatten()  # V*N

@@ -76,4 +76,5 @@ def encode_views(
     values, slots = reduction.method.encode(views, reduction.num_kept)
     num_views, _, width = values.shape
     flagged = values.new_full((num_views, reduction.num_tokens, width), torch.nan)
-    return flagged.scatter_(1, slots.to(values.device).unsqueeze(-1).expand_as(values), values)
+    rows = torch.arange(num_views, device=values.device).unsqueeze(1)
+    return flagged.index_put_((rows, slots.to(values.device)), values)
