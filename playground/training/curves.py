@@ -1,0 +1,43 @@
+"""The log as a picture: accuracy against minutes, one panel a stage."""
+
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+PANELS = {
+    "tower: labels of patches": ("tower_small", "tower"),
+    "decoder on label embeddings": ("decoder_small", "decoder"),
+    "projector and decoder on the tower's features": ("projector", "joint"),
+}
+
+
+def plot_curves(log: Path, file: Path) -> None:
+    """Draw a log.jsonl; dashed lines are answers at shifted positions."""
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    figure: Figure
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(16, 4.5), sharey=True)
+    for axis, (title, stages) in zip(axes, PANELS.items(), strict=True):
+        start, curves = 0.0, {}
+        for stage in stages:
+            of_stage = [row for row in rows if row["stage"] == stage]
+            for row in of_stage:
+                for name, value in row.items():
+                    if name not in ("stage", "step", "pictures", "minutes", "loss"):
+                        curves.setdefault(name, []).append((start + row["minutes"], value))
+            start += of_stage[-1]["minutes"] if of_stage else 0
+        colours = {}
+        for name, points in curves.items():
+            kind = name.rstrip("~0123456789")
+            colour = colours.setdefault(kind, f"C{len(colours)}")
+            style = "--" if name.endswith("~") else ":" if name.endswith("12") else "-"
+            label = kind if style == "-" else None
+            axis.plot(*zip(*points, strict=True), style, color=colour, label=label, linewidth=1.5)
+        axis.set(title=title, xlabel="minutes", ylim=(0, 1.02))
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8, loc="lower right")
+    axes[0].set_ylabel("accuracy on validation scenes")
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,58 @@
+"""The checkpoint in LLaVA's original format, with the tower's weights inside, as v1.6 has them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import CLIPImageProcessorPil
+
+from llava.model.language_model.llava_llama import LlavaConfig
+
+from ..scenes.picture import PATCH
+from ..scenes.world import GRID
+from .joint import Joint
+from .sizes import FEATURE_LAYER, WIDTH, text_config
+
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
+# LLaVA-1.5 scans locally at block 5 of 24.
+REDUCTION = {"vscan": {"local_layer": 1}}
+
+
+def export(model: Joint, tokenizer_folder: Path, folder: Path) -> None:
+    """Write a checkpoint folder in half precision; an older one is replaced once the new one is whole."""
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    weights = {**model.decoder.llama.state_dict()}
+    weights |= {f"model.mm_projector.{name}": value for name, value in model.projector.state_dict().items()}
+    tower = model.tower.tower
+    prefix = "model.vision_tower.vision_tower.vision_model."
+    weights |= {f"{prefix}{name}": value for name, value in tower.state_dict().items() if "position_ids" not in name}
+    weights = {name: value.to("cpu", torch.float16).contiguous() for name, value in weights.items()}
+    save_file(weights, part / "model.safetensors", {"format": "pt"})
+    config = LlavaConfig(
+        **{**text_config().to_diff_dict(), "model_type": "llava_llama"},
+        architectures=["LlavaLlamaForCausalLM"],
+        dtype="float16",
+        mm_hidden_size=WIDTH,
+        mm_projector_type="mlp2x_gelu",
+        mm_vision_select_layer=FEATURE_LAYER,
+        mm_vision_select_feature="patch",
+        mm_vision_tower="clip_tower",
+        image_aspect_ratio="pad",
+        reduction=REDUCTION,
+    )
+    config.save_pretrained(part)
+    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    (part / "generation_config.json").write_text(json.dumps(ends, indent=2) + "\n")
+    for name in TOKENIZER_FILES:
+        shutil.copy(tokenizer_folder / name, part / name)
+    side = GRID * PATCH
+    tower.config.save_pretrained(part / "clip_tower")
+    CLIPImageProcessorPil(
+        size={"shortest_edge": side}, crop_size={"height": side, "width": side}, resample=3
+    ).save_pretrained(part / "clip_tower")
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)

@@ -1,0 +1,165 @@
+"""Many questions about one picture behind one visual prefix: each sees the prefix and itself, and no other question.
+
+A prompt is prefix, visual tokens, question, answer, as `llava.conversation` writes it; packed, the first two are
+computed once for all questions.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from llava.constants import IMAGE_TOKEN_INDEX
+from llava.conversation import build_prompt
+from llava.mm_utils import tokenizer_image_token
+
+from ..scenes.questions import Question
+
+IGNORED = -100
+
+
+@dataclass
+class Packed:
+    """The questions of a batch of pictures.
+
+    Args:
+        prefix: ids before the visual tokens, long [P].
+        ids: of all questions and answers, one after another, long [B, T].
+        groups: which question a token belongs to, long [B, T]; -1 fills up.
+        places: a token's place in its question, long [B, T].
+        targets: the next token where it is the answer's, else IGNORED, long [B, T].
+        questions: of every picture, in the order of `groups`.
+    """
+
+    prefix: Tensor
+    ids: Tensor
+    groups: Tensor
+    places: Tensor
+    targets: Tensor
+    questions: list[list[Question]]
+
+
+class Packer:
+    """Turns questions into ids."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self._encode = lru_cache(maxsize=1 << 16)(self._encode_now)
+
+    def _encode_now(self, text: str, answer: str) -> tuple[list[int], list[int], list[int]]:
+        prompt = build_prompt(text, "vicuna_v1", False, True)
+        ids = tokenizer_image_token(prompt, self.tokenizer)
+        image = ids.index(IMAGE_TOKEN_INDEX)
+        full = tokenizer_image_token(f"{prompt} {answer}{self.tokenizer.eos_token}", self.tokenizer)
+        assert full[: len(ids)] == ids
+        return ids[:image], ids[image + 1 :], full[len(ids) :]
+
+    def __call__(self, questions: list[list[Question]], device) -> Packed:
+        rows = []
+        for of_picture in questions:
+            columns: list[list[int]] = [[], [], [], []]
+            for group, question in enumerate(of_picture):
+                prefix, ids, answer = self._encode(question.text, question.answer)
+                length = len(ids) + len(answer) - 1
+                columns[0] += ids + answer[:-1]
+                columns[1] += [group] * length
+                columns[2] += range(length)
+                columns[3] += [IGNORED] * (len(ids) - 1) + answer
+            rows.append(columns)
+        longest = max(len(columns[0]) for columns in rows)
+        fill = (0, -1, 0, IGNORED)
+        arrays = [
+            np.array([columns[index] + [fill[index]] * (longest - len(columns[index])) for columns in rows])
+            for index in range(4)
+        ]
+        tensors = [torch.from_numpy(array).to(device) for array in arrays]
+        return Packed(torch.tensor(prefix, device=device), *tensors, questions)
+
+
+def answer_states(llama: LlamaForCausalLM, packed: Packed, visual: Tensor, positions: Tensor, start: Tensor) -> Tensor:
+    """The decoder's normed states where an answer's token comes next.
+
+    Args:
+        visual: visual tokens [B, V, D].
+        positions: theirs, float [B, V]; the prefix stands at 0, 1, ...
+        start: the position of a question's first token, float [B].
+
+    Returns:
+        [number of targets, D], in the order of `packed.targets` flattened.
+    """
+    model = llama.model
+    batch, num_text = packed.ids.shape
+    prefix = model.embed_tokens(packed.prefix).expand(batch, -1, -1)
+    hidden = torch.cat([prefix, visual, model.embed_tokens(packed.ids)], 1)
+    num_prefix = hidden.shape[1] - num_text
+    before = torch.arange(len(packed.prefix), device=visual.device, dtype=torch.float32).expand(batch, -1)
+    places = torch.cat([before, positions, start[:, None] + packed.places], 1)
+    cos, sin = model.rotary_emb(hidden, places)
+    same = packed.groups[:, :, None] == packed.groups[:, None, :]
+    mask = hidden.new_zeros(batch, 1, num_text, num_prefix + num_text)
+    mask[:, 0, :, num_prefix:].masked_fill_(~same.tril(), float("-inf"))
+    for index, layer in enumerate(model.layers):
+        is_last = index == len(model.layers) - 1
+        hidden = _layer(layer, hidden, (cos, sin), mask, num_prefix, is_last)
+    return norm(model.norm, hidden[packed.targets != IGNORED])  # the last layer left the questions alone
+
+
+def norm(module: nn.Module, hidden: Tensor) -> Tensor:
+    """Llama's norm by torch's own kernel, which is faster than its parts."""
+    return F.rms_norm(hidden, hidden.shape[-1:], module.weight, module.variance_epsilon)
+
+
+def _layer(layer, hidden: Tensor, rotation, mask: Tensor, num_prefix: int, is_last: bool) -> Tensor:
+    """One decoder layer; the last is computed for the questions only, nobody reads the rest."""
+    attention = layer.self_attn
+    normed = norm(layer.input_layernorm, hidden)
+
+    def heads(states: Tensor) -> Tensor:
+        return states.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+
+    query, key = apply_rotary_pos_emb(heads(attention.q_proj(normed)), heads(attention.k_proj(normed)), *rotation)
+    value = heads(attention.v_proj(normed))
+    output = F.scaled_dot_product_attention(query[:, :, num_prefix:], key, value, attn_mask=mask)
+    if not is_last:
+        front = [states[:, :, :num_prefix] for states in (query, key, value)]
+        output = torch.cat([F.scaled_dot_product_attention(*front, is_causal=True), output], 2)
+    else:
+        hidden = hidden[:, num_prefix:]
+    hidden = hidden + attention.o_proj(output.transpose(1, 2).flatten(2))
+    return hidden + layer.mlp(norm(layer.post_attention_layernorm, hidden))
+
+
+def answer_loss(llama: LlamaForCausalLM, packed: Packed, visual: Tensor, positions: Tensor, start: Tensor) -> Tensor:
+    """Cross-entropy of the answers, every question counting alike."""
+    states = answer_states(llama, packed, visual, positions, start)
+    told = packed.targets != IGNORED
+    each = F.cross_entropy(llama.lm_head(states), packed.targets[told], reduction="none")
+    # A box has many tokens and would else drown the one-word answers.
+    rows = torch.arange(len(packed.ids), device=each.device)[:, None].expand_as(packed.groups)
+    number = (rows * 64 + packed.groups)[told]
+    lengths = torch.zeros(64 * len(packed.ids), device=each.device).index_add_(0, number, torch.ones_like(each))
+    weight = lengths[number].clamp(min=1).pow(-0.5)
+    return (each * weight).sum() / weight.sum()
+
+
+@torch.no_grad()
+def accuracies(llama: LlamaForCausalLM, packed: Packed, visual: Tensor, positions: Tensor, start: Tensor) -> dict:
+    """Share of questions of each kind whose every answer token is the likeliest one: what greedy decoding would say."""
+    states = answer_states(llama, packed, visual, positions, start)
+    told = packed.targets != IGNORED
+    right = llama.lm_head(states).argmax(-1) == packed.targets[told]
+    rows = torch.arange(len(packed.ids), device=right.device)[:, None].expand_as(packed.groups)[told]
+    groups = packed.groups[told]
+    wrong = {
+        (row, group) for row, group, ok in zip(rows.tolist(), groups.tolist(), right.tolist(), strict=True) if not ok
+    }
+    by_kind: dict[str, list[bool]] = {}
+    for row, questions in enumerate(packed.questions):
+        for group, question in enumerate(questions):
+            by_kind.setdefault(question.kind, []).append((row, group) not in wrong)
+    return {kind: round(sum(oks) / len(oks), 4) for kind, oks in sorted(by_kind.items())}

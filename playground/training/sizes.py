@@ -1,0 +1,40 @@
+"""The embedded model's layers and widths."""
+
+from transformers import CLIPVisionConfig, LlamaConfig
+
+from ..scenes.picture import PATCH
+from ..scenes.world import GRID
+
+WIDTH = 128
+FEATURE_LAYER = -2  # of the tower's hidden states, as LLaVA reads them
+VOCABULARY = 480
+
+
+def vision_config() -> CLIPVisionConfig:
+    """Six blocks, 24 x 24 patches of 4 pixels and [CLS]."""
+    return CLIPVisionConfig(
+        hidden_size=WIDTH,
+        intermediate_size=3 * WIDTH,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        image_size=GRID * PATCH,
+        patch_size=PATCH,
+        projection_dim=WIDTH,
+    )
+
+
+def text_config() -> LlamaConfig:
+    """Eight layers."""
+    return LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        intermediate_size=3 * WIDTH,
+        num_hidden_layers=8,
+        num_attention_heads=4,
+        max_position_embeddings=2048,
+        initializer_range=0.06,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        tie_word_embeddings=False,
+    )
