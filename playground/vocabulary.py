@@ -1,5 +1,6 @@
 """The tokenizer of the embedded models: sentencepiece, trained on the benchmark's own text, with bytes for the rest."""
 
+import io
 import json
 from pathlib import Path
 
@@ -40,16 +41,16 @@ def write_tokenizer(folder: Path) -> None:
     """Write tokenizer.model and its two configs into a checkpoint folder. The same every time."""
     chance = np.random.default_rng(0)
     scenes = [draw_scene(chance) for _ in range(400)]
-    lines = [
-        build_prompt(question.text, "vicuna_v1", False, True) + f" {question.answer}\n"
+    prompts = [
+        build_prompt(question.text, "vicuna_v1", False, True) + f" {question.answer}"
         for scene in scenes
         for question in for_training(scene, chance)
     ]
-    corpus = folder / "corpus.txt"
-    corpus.write_text("".join(lines))
+    # From memory to memory: sentencepiece would note the names of its files in the model.
+    model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        input=str(corpus),
-        model_prefix=str(folder / "tokenizer"),
+        sentence_iterator=iter([line for prompt in prompts for line in prompt.splitlines()]),
+        model_writer=model,
         model_type="bpe",
         vocab_size=480,
         hard_vocab_limit=False,
@@ -60,8 +61,7 @@ def write_tokenizer(folder: Path) -> None:
         num_threads=1,
         minloglevel=2,
     )
-    corpus.unlink()
-    (folder / "tokenizer.vocab").unlink()
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
     tokenizer = {"tokenizer_class": "LlamaTokenizer", "legacy": False, "add_bos_token": True, "add_eos_token": False}
     (folder / "tokenizer_config.json").write_text(json.dumps({**tokenizer, **SPECIAL, "model_max_length": 2048}))
     (folder / "special_tokens_map.json").write_text(json.dumps(SPECIAL))

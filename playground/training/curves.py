@@ -36,7 +36,8 @@ def plot_curves(log: Path, file: Path) -> None:
             axis.plot(*zip(*points, strict=True), style, color=colour, label=label, linewidth=1.5)
         axis.set(title=title, xlabel="minutes", ylim=(0, 1.02))
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8, loc="lower right")
+        if curves:
+            axis.legend(fontsize=8, loc="lower right")
     axes[0].set_ylabel("accuracy on validation scenes")
     figure.tight_layout()
     figure.savefig(file, dpi=110)

@@ -14,6 +14,7 @@ from transformers import LlamaForCausalLM
 
 from ..scenes.questions import for_training
 from ..scenes.world import GRID
+from . import running
 from .labels import NUM_CLASSES, patch_labels
 from .packing import Packer, accuracies, answer_loss
 from .running import Stage, draw_batch, run_stage
@@ -94,7 +95,7 @@ def evaluate(model: Decoder, visual_of, packer: Packer, device, sides=(GRID,)) -
     """
     scores = {}
     for side in sides:
-        scenes = draw_batch("validation", 1, 0, 32, side)
+        scenes = draw_batch("validation", 1, 0, running.NUM_VALIDATION, side)
         for name, shifted in (("", 0.0), ("~", 1.0)):
             labels, patches, packed, places, start = collate(scenes, packer, device, shifted)
             found = accuracies(model.llama, packed, visual_of(scenes, labels, patches), places, start)

@@ -17,6 +17,7 @@ from ..scenes.picture import draw
 from ..scenes.world import GRID, draw_scene, source
 
 SAVE_EVERY = 120  # seconds
+NUM_VALIDATION = 32  # scenes that accuracies in the log are of
 
 
 @dataclass(frozen=True)

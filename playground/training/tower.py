@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModel
 
 from ..scenes.world import GRID
+from . import running
 from .labels import COLOUR, LETTER, NUM_CLASSES, NUM_SCENE_CLASSES, SHAPE, patch_labels, scene_labels
 from .running import Stage, draw_batch, run_stage
 from .sizes import FEATURE_LAYER, WIDTH, vision_config
@@ -107,7 +108,7 @@ def collate(scenes: list, device) -> dict[str, Tensor]:
 
 def accuracies(model: Tower, device, side: int) -> dict[str, float]:
     """Shares of validation patches labelled rightly; small and large shapes apart, for the mean hides the small."""
-    batch = collate(draw_batch("validation", 0, 0, 48, side), device)
+    batch = collate(draw_batch("validation", 0, 0, 2 * running.NUM_VALIDATION, side), device)
     read, _ = model.states(batch["pixels"], batch["positions"])
     guesses = [logits.argmax(-1) for logits in model.patch_head(read[:, 1:]).split(NUM_CLASSES, -1)]
     labels = batch["labels"]

@@ -1,0 +1,218 @@
+"""Training: what it computes equals the shipped model's own forward, lowers its loss, and goes on where it stopped."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from llava.eval.answering import Answering, Preparation
+from llava.model.builder import load_pretrained_model
+from llava.tokenizer import load_tokenizer
+from playground.scenes.questions import for_training
+from playground.scenes.world import GRID, SHAPES, Scene, Thing, draw_scene
+from playground.training import decoder as decoder_stage
+from playground.training import joint as joint_stage
+from playground.training import tower as tower_stage
+from playground.training.curves import plot_curves
+from playground.training.export import export
+from playground.training.labels import NUM_CLASSES, patch_labels, scene_labels
+from playground.training.packing import IGNORED, Packer, accuracies, answer_states
+from playground.training.running import Stage, draw_batch
+from playground.vocabulary import write_tokenizer
+
+
+@pytest.fixture(autouse=True)
+def few_scenes(monkeypatch):
+    monkeypatch.setattr("playground.training.running.NUM_VALIDATION", 2)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer_folder):
+    return load_tokenizer(tokenizer_folder)
+
+
+def test_the_tokenizer_is_the_same_every_time(tokenizer_folder, tmp_path):
+    write_tokenizer(tmp_path)
+    for file in tokenizer_folder.iterdir():
+        assert file.read_bytes() == (tmp_path / file.name).read_bytes()
+
+
+def test_every_answer_comes_back_from_its_ids_and_every_question_is_known(tokenizer):
+    chance = np.random.default_rng(3)
+    for _ in range(30):
+        for question in for_training(draw_scene(chance), chance):
+            ids = tokenizer(question.answer, add_special_tokens=False).input_ids
+            assert tokenizer.decode(ids) == question.answer
+            names = tokenizer.convert_ids_to_tokens(tokenizer(question.text).input_ids)
+            assert not [name for name in names if name.startswith("<0x") and name != "<0x0A>"]
+
+
+def test_labels_lie_where_the_things_are():
+    scene = Scene(
+        (Thing("red", "ring", 5, 7, 3, 3), Thing("blue", "sign", 14, 10, 2, 4, "K7")), row=4, column=6, side=12
+    )
+    labels = patch_labels(scene)
+    ring = labels[1:4, 1:4].reshape(9, -1)
+    assert (ring[:, 0] == SHAPES.index("ring") + 1).all()
+    assert (ring[:, 1] == 1).all()
+    assert (ring[:, 2] == 0).all()
+    assert ring[:, 3].tolist() == [1, 2, 3, 5, 6, 7, 9, 10, 11]
+    assert (ring[:, 4:] == [8, 6, 11, 9]).all()
+    sign = labels[10:12, 4:8]
+    assert (sign[..., 0] == len(SHAPES) + 1).all()
+    assert (sign[:, :2, 2] != sign[:, 2:, 2]).all()
+    assert len(set(sign[..., 3].flatten().tolist())) == 8
+    assert sign[..., 3].max() < NUM_CLASSES[3]
+    assert (labels.reshape(-1, 8).any(1)).sum() == 9 + 8
+    present, weight = scene_labels(scene)
+    assert present.sum() == 1 + 1 + 2
+    assert (weight == 1).all()
+    small = Scene((Thing("red", "ring", 5, 7, 2, 2),))
+    assert scene_labels(small)[1].min() == 0.5
+
+
+def test_packed_questions_get_the_logits_of_the_plain_model_one_by_one(tokenizer):
+    torch.manual_seed(0)
+    model, packer = decoder_stage.Decoder().eval(), Packer(tokenizer)
+    scenes = draw_batch("train", 5, 0, 2, 12, pictures=False)
+    labels, patches, packed, places, start = decoder_stage.collate(scenes, packer, "cpu", shifted=1.0)
+    llama, visual = model.llama, model.oracle(labels, patches)
+    with torch.no_grad():
+        logits = llama.lm_head(answer_states(llama, packed, visual, places, start))
+        expected = []
+        for row in range(2):
+            for group in range(len(packed.questions[row])):
+                mine = packed.groups[row] == group
+                texts = llama.model.embed_tokens(torch.cat([packed.prefix, packed.ids[row][mine]]))
+                number = len(packed.prefix)
+                embeds = torch.cat([texts[:number], visual[row], texts[number:]])[None]
+                after = start[row] + torch.arange(int(mine.sum()))
+                positions = torch.cat([torch.arange(number), places[row], after])[None]
+                length = embeds.shape[1]
+                causal = torch.full((length, length), float("-inf")).triu(1)[None, None]
+                output = llama(inputs_embeds=embeds, position_ids=positions, attention_mask=causal).logits[0]
+                expected.append(output[-int(mine.sum()) :][packed.targets[row][mine] != IGNORED])
+    torch.testing.assert_close(logits, torch.cat(expected), atol=2e-5, rtol=0)
+
+
+def test_accuracy_counts_a_question_only_if_every_token_of_its_answer_is_right(tokenizer):
+    torch.manual_seed(0)
+    model, packer = decoder_stage.Decoder().eval(), Packer(tokenizer)
+    labels, patches, packed, places, start = decoder_stage.collate(
+        draw_batch("train", 6, 0, 2, 12, pictures=False), packer, "cpu"
+    )
+    visual = model.oracle(labels, patches)
+    targets = packed.targets
+    with torch.no_grad():
+        told = targets != IGNORED
+        packed.targets = targets.clone()
+        best = model.llama.lm_head(answer_states(model.llama, packed, visual, places, start)).argmax(-1)
+        packed.targets[told] = best
+        assert set(accuracies(model.llama, packed, visual, places, start).values()) == {1.0}
+        last = int(told[0].nonzero()[-1])  # one token of one question of the first picture
+        packed.targets[0, last] = (packed.targets[0, last] + 1) % 400
+        kind = packed.questions[0][int(packed.groups[0, last])].kind
+        number = sum(question.kind == kind for of_picture in packed.questions for question in of_picture)
+        found = accuracies(model.llama, packed, visual, places, start)
+        assert found.pop(kind) == pytest.approx(1 - 1 / number, abs=1e-4)
+        assert set(found.values()) == {1.0}
+
+
+def test_positions_are_the_grids_own_or_increase_and_the_text_comes_after():
+    patches = np.arange(GRID**2)
+    chance = np.random.default_rng(0)
+    places, start = decoder_stage.place_tokens(patches, chance, shifted=False)
+    assert (places == patches + decoder_stage.NUM_PREFIX).all()
+    assert start == decoder_stage.NUM_PREFIX + GRID**2
+    spans = []
+    for _ in range(200):
+        places, start = decoder_stage.place_tokens(patches, chance, shifted=True)
+        assert (np.diff(places) >= 0).all()
+        assert places[-1] > places[0] + 30
+        assert places[0] >= decoder_stage.NUM_PREFIX
+        assert start > places[-1]
+        spans.append(places[-1] - places[0])
+    assert min(spans) < 70
+    assert max(spans) > 576
+
+
+def test_a_tower_learns_and_an_interrupted_stage_ends_as_one_that_was_not(tmp_path, monkeypatch):
+    stages = Stage("tower_small", 12, 4, 2e-3, warmup=2), Stage("tower", 2, 1, 1e-3, warmup=1)
+    whole = tower_stage.train_tower(make(tmp_path / "whole"), "cpu", *stages)
+    rows = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    assert rows[11]["stage"] == "tower_small"
+    assert rows[11]["loss"] < rows[0]["loss"] - 1
+
+    monkeypatch.setattr("playground.training.running.SAVE_EVERY", 0)
+    collate, calls = tower_stage.collate, []
+
+    def stop_in_the_middle(*args):
+        calls.append(1)
+        if len(calls) == 11:  # the eighth step, after the evaluations of the ones before
+            raise KeyboardInterrupt
+        return collate(*args)
+
+    monkeypatch.setattr(tower_stage, "collate", stop_in_the_middle)
+    with pytest.raises(KeyboardInterrupt):
+        tower_stage.train_tower(make(tmp_path / "cut"), "cpu", *stages)
+    saved = torch.load(tmp_path / "cut" / "tower_small.pt", weights_only=True)["step"]
+    assert 0 < saved < 12
+    again = tower_stage.train_tower(tmp_path / "cut", "cpu", *stages)
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], value, atol=1e-6, rtol=1e-5, msg=name)
+    before = (tmp_path / "cut" / "log.jsonl").read_text()
+    tower_stage.train_tower(tmp_path / "cut", "cpu", *stages)
+    assert (tmp_path / "cut" / "log.jsonl").read_text() == before  # what is done is not done again
+    plot_curves(tmp_path / "cut" / "log.jsonl", tmp_path / "log.png")
+    assert (tmp_path / "log.png").stat().st_size > 10_000
+
+
+def test_a_decoder_learns_and_the_whole_model_answers_from_its_exported_checkpoint(
+    tokenizer, tokenizer_folder, tmp_path
+):
+    torch.manual_seed(0)
+    tower = tower_stage.Tower()
+    stages = [(Stage("decoder_small", 8, 2, 2e-3, warmup=2), 12)]
+    decoder = decoder_stage.train_decoder(tmp_path, "cpu", tokenizer, stages)
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0] - 0.3
+    frozen = {name: value.clone() for name, value in tower.state_dict().items()}
+    before = {name: value.clone() for name, value in decoder.llama.state_dict().items()}
+    stages = Stage("projector", 2, 1, 1e-3, warmup=1), Stage("joint", 4, 1, 1e-3, warmup=1)
+    model = joint_stage.train_joint(tmp_path, "cpu", tokenizer, tower, decoder, stages).eval()
+    assert all(torch.equal(value, frozen[name]) for name, value in tower.state_dict().items())
+    assert not torch.equal(before["lm_head.weight"], decoder.llama.lm_head.weight)
+
+    export(model, tokenizer_folder, tmp_path / "tiny-llava")
+    assert sum(file.stat().st_size for file in (tmp_path / "tiny-llava").rglob("*") if file.is_file()) < 15e6
+    loaded_tokenizer, loaded, processor, _ = load_pretrained_model(tmp_path / "tiny-llava", device="cpu")
+    scenes = draw_batch("train", 7, 0, 1)
+    labels, patches, packed, places, start = decoder_stage.collate(scenes, Packer(tokenizer), "cpu", shifted=0.0)
+    with torch.no_grad():
+        visual = model.visual(scenes, labels, patches)
+        mine = model.decoder.llama.lm_head(answer_states(model.decoder.llama, packed, visual, places, start))
+
+        Image.fromarray(scenes[0][1]).save(tmp_path / "0.png")
+        prepare = Preparation.of(loaded, loaded_tokenizer, processor, str(tmp_path), "vicuna_v1")
+        prompt = prepare({"image": "0.png", "text": packed.questions[0][0].text})
+        ids = torch.tensor([prompt.ids])
+        logits = loaded(ids, images=prompt.pixels).logits[0, -1]
+    # Weights were rounded to half precision.
+    torch.testing.assert_close(logits, mine[0], atol=0.05, rtol=0.01)
+    answers = Answering(loaded_tokenizer, loaded, max_new_tokens=4, do_sample=False)([prompt])
+    assert len(answers) == 1
+    assert loaded.config.reduction == {"vscan": {"local_layer": 1}}
+
+
+def make(folder):
+    folder.mkdir()
+    return folder
