@@ -17,8 +17,7 @@ TOKENS = 24
 
 
 def _build(folder: Path, num_rows: int) -> None:
-    from playground.demo import draw
-    from playground.tiny import build_checkpoint
+    from playground.tiny import build_checkpoint, draw
 
     build_checkpoint(folder / "tiny-llava")
     questions = []
@@ -62,7 +61,7 @@ def kill_again_and_again(folder: Path, kills: int, seed: int = 0) -> dict[str, i
         AssertionError: if a row was lost, doubled, moved or computed again.
     """
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["llava.eval.model_vqa_loader", "llava.eval.answering", "playground.demo"])
+    processes.set_forkserver_preload(["llava.eval.model_vqa_loader", "llava.eval.answering", "playground.tiny"])
     chance = random.Random(seed)
 
     def start(function, *args):

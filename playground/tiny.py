@@ -1,10 +1,12 @@
-"""A LLaVA small enough to run anywhere, with random weights, in the original checkpoint format."""
+"""A LLaVA small enough to run anywhere, with random weights, in the original checkpoint format, and pictures for it."""
 
 import json
+import random
 from pathlib import Path
 
 import sentencepiece
 import torch
+from PIL import Image, ImageDraw
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
@@ -16,6 +18,8 @@ USER: What is in the picture? ASSISTANT: A red circle beside a blue square on a 
 USER: How many green triangles are there? Answer the question using a single word or phrase. ASSISTANT: Two
 USER: Is the yellow star left of the black ring? ASSISTANT: No
 """
+
+COLOURS = ("red", "green", "blue", "yellow", "black", "white", "orange", "purple")
 
 
 def build_checkpoint(folder: Path, seed: int = 0) -> None:
@@ -34,6 +38,8 @@ def build_checkpoint(folder: Path, seed: int = 0) -> None:
         model_type="bpe",
         vocab_size=400,
         byte_fallback=True,
+        normalization_rule_name="identity",  # both as Llama's own
+        remove_extra_whitespaces=False,
         hard_vocab_limit=False,
         minloglevel=2,
     )
@@ -78,3 +84,15 @@ def build_checkpoint(folder: Path, seed: int = 0) -> None:
     CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}).save_pretrained(
         folder / "clip_tower"
     )
+
+
+def draw(file: Path, seed: int) -> None:
+    """Draw a picture of a few coloured shapes, of any size and proportion."""
+    chance = random.Random(seed)
+    image = Image.new("RGB", (chance.randrange(240, 480), chance.randrange(240, 480)), "grey")
+    pen = ImageDraw.Draw(image)
+    for _ in range(chance.randrange(3, 7)):
+        x, y, side = chance.randrange(200), chance.randrange(200), chance.randrange(20, 90)
+        shape = chance.choice((pen.ellipse, pen.rectangle))
+        shape((x, y, x + side, y + side), fill=chance.choice(COLOURS))
+    image.save(file)

@@ -27,7 +27,7 @@ from .vocabulary import write_tokenizer
 
 HERE = Path(__file__).parent
 # What made the shipped model.
-TOWER = (Stage("tower_small", 1600, 24, 2.5e-3), Stage("tower", 1000, 8, 1.2e-3))
+TOWER = (Stage("tower_small", 1600, 24, 2.5e-3), Stage("tower", 300, 8, 1.2e-3))
 DECODER = ((Stage("decoder_small", 2000, 6, 2e-3), WINDOW), (Stage("decoder", 1000, 4, 1.2e-3), GRID))
 JOINT = (Stage("projector", 150, 8, 3e-3), Stage("joint", 2400, 8, 1e-3))
 

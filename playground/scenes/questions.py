@@ -43,6 +43,27 @@ def coordinate(patches: int) -> str:
     return f"{patches / GRID:.2f}"
 
 
+def is_there(name: str) -> str:
+    """The text that asks for a thing of this name."""
+    return f"Is there {'an' if name[0] == 'o' else 'a'} {name} in the image?\n{SHORT}"
+
+
+def absent(scene: Scene) -> dict[str, list[str]]:
+    """Names of shapes that are not there, by POPE's categories, which say how likely one is to believe them there.
+
+    Returns:
+        random: all of them; popular: the shape is there in another colour; adversarial: shape and colour are both
+        there, in two things. Only the last may be empty.
+    """
+    names = {thing.name for thing in scene.things}
+    pairs = {
+        "random": {f"{colour} {shape}" for colour in COLOURS for shape in SHAPES},
+        "popular": {f"{colour} {thing.shape}" for colour in COLOURS for thing in scene.shapes},
+        "adversarial": {f"{one.colour} {other.shape}" for one in scene.shapes for other in scene.shapes},
+    }
+    return {category: sorted(found - names) for category, found in pairs.items()}
+
+
 def existence(scene: Scene, chance: np.random.Generator, answer: str) -> Question:
     """Is there a thing? Absent ones have a colour and a shape that are both there, wherever such a pair is left."""
     if answer == "yes":
@@ -50,12 +71,9 @@ def existence(scene: Scene, chance: np.random.Generator, answer: str) -> Questio
         name = about[0].name
     else:
         about = ()
-        names = {thing.name for thing in scene.things}
-        crossed = sorted({f"{a.colour} {b.shape}" for a in scene.shapes for b in scene.shapes} - names)
-        others = sorted({f"{colour} {shape}" for colour in COLOURS for shape in SHAPES} - names)
-        name = pick(chance, crossed or others)
-    article = "an" if name[0] == "o" else "a"
-    return Question("existence", f"Is there {article} {name} in the image?\n{SHORT}", answer, about)
+        names = absent(scene)
+        name = pick(chance, names["adversarial"] or names["random"])
+    return Question("existence", is_there(name), answer, about)
 
 
 def attributes(scene: Scene) -> list[Question]:
@@ -142,7 +160,7 @@ def one_of_each(scene: Scene, number: int, chance: np.random.Generator) -> list[
     if not all(choices.values()):
         return None
     chosen = {kind: pick(chance, options) for kind, options in choices.items()}
-    chosen["existence"] = existence(scene, chance, ("yes", "no")[number // 2 % 2])
+    chosen["existence"] = existence(scene, chance, ("yes", "no")[number // 8 % 2])
     return [chosen[kind] for kind in KINDS]
 
 

@@ -21,6 +21,7 @@ from llava.mm_utils import tokenizer_image_token
 from ..scenes.questions import Question
 
 IGNORED = -100
+KIND_WEIGHTS = {"reading": 3.0}  # a scene has only one or two signs to read
 
 
 @dataclass
@@ -33,6 +34,7 @@ class Packed:
         groups: which question a token belongs to, long [B, T]; -1 fills up.
         places: a token's place in its question, long [B, T].
         targets: the next token where it is the answer's, else IGNORED, long [B, T].
+        weights: how much a target counts in the loss, float [B, T].
         questions: of every picture, in the order of `groups`.
     """
 
@@ -41,6 +43,7 @@ class Packed:
     groups: Tensor
     places: Tensor
     targets: Tensor
+    weights: Tensor
     questions: list[list[Question]]
 
 
@@ -62,7 +65,7 @@ class Packer:
     def __call__(self, questions: list[list[Question]], device) -> Packed:
         rows = []
         for of_picture in questions:
-            columns: list[list[int]] = [[], [], [], []]
+            columns: list[list] = [[], [], [], [], []]
             for group, question in enumerate(of_picture):
                 prefix, ids, answer = self._encode(question.text, question.answer)
                 length = len(ids) + len(answer) - 1
@@ -70,14 +73,17 @@ class Packer:
                 columns[1] += [group] * length
                 columns[2] += range(length)
                 columns[3] += [IGNORED] * (len(ids) - 1) + answer
+                # A box has many tokens and would else drown the one-word answers.
+                columns[4] += [KIND_WEIGHTS.get(question.kind, 1.0) / len(answer) ** 0.5] * length
             rows.append(columns)
         longest = max(len(columns[0]) for columns in rows)
-        fill = (0, -1, 0, IGNORED)
+        fill = (0, -1, 0, IGNORED, 0.0)
         arrays = [
             np.array([columns[index] + [fill[index]] * (longest - len(columns[index])) for columns in rows])
-            for index in range(4)
+            for index in range(5)
         ]
         tensors = [torch.from_numpy(array).to(device) for array in arrays]
+        tensors[4] = tensors[4].float()
         return Packed(torch.tensor(prefix, device=device), *tensors, questions)
 
 
@@ -135,16 +141,12 @@ def _layer(layer, hidden: Tensor, rotation, mask: Tensor, num_prefix: int, is_la
 
 
 def answer_loss(llama: LlamaForCausalLM, packed: Packed, visual: Tensor, positions: Tensor, start: Tensor) -> Tensor:
-    """Cross-entropy of the answers, every question counting alike."""
+    """Cross-entropy of the answers, weighted as packed."""
     states = answer_states(llama, packed, visual, positions, start)
     told = packed.targets != IGNORED
     each = F.cross_entropy(llama.lm_head(states), packed.targets[told], reduction="none")
-    # A box has many tokens and would else drown the one-word answers.
-    rows = torch.arange(len(packed.ids), device=each.device)[:, None].expand_as(packed.groups)
-    number = (rows * 64 + packed.groups)[told]
-    lengths = torch.zeros(64 * len(packed.ids), device=each.device).index_add_(0, number, torch.ones_like(each))
-    weight = lengths[number].clamp(min=1).pow(-0.5)
-    return (each * weight).sum() / weight.sum()
+    weights = packed.weights[told]
+    return (each * weights).sum() / weights.sum()
 
 
 @torch.no_grad()
