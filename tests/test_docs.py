@@ -14,8 +14,7 @@ import vscan
 from llava.eval.model_vqa_loader import main
 from llava.model.builder import load_model
 from llava.tokenizer import load_tokenizer
-from playground.demo import draw
-from playground.tiny import build_checkpoint
+from playground.tiny import build_checkpoint, draw
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -1,18 +1,40 @@
 """How a LLaVA answers: a question becomes ids and pixels in a worker process, a batch of them becomes answers."""
 
+import inspect
 from dataclasses import dataclass
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from llava.conversation import build_prompt
 from llava.mm_utils import expand_image_tokens, load_image, process_images, tokenizer_image_token
+from llava.model.builder import load_pretrained_model
 from vscan.api import Reduction
 from vscan.eval.questions import image_file
 from vscan.eval.runner import Answer
 from vscan.models.llava_next import image_lengths
+
+
+def load_checked(
+    model_path: str, device: str | None = None, dtype: str = "auto", attn_implementation: str | None = None
+) -> tuple:
+    """Load a checkpoint for a command: (tokenizer, model, image processor).
+
+    Raises:
+        FileNotFoundError, ValueError: for whatever keeps it from loading.
+    """
+    try:
+        options = {"device": device, "attn_implementation": attn_implementation, "dtype": dtype}
+        return load_pretrained_model(model_path, **options)[:3]
+    except (AssertionError, ImportError, RuntimeError, UnpicklingError, SafetensorError) as error:
+        raise ValueError(
+            f"model path {model_path!r}: expected a checkpoint that loads on device {device or 'auto'}, "
+            f"got {type(error).__name__}: {error}"
+        ) from error
 
 
 def is_original(model) -> bool:
@@ -28,11 +50,13 @@ class Prompt:
         ids: token ids, IMAGE_TOKEN_INDEX for the image.
         pixels: the image's views [n, 3, H, W], or None.
         image_size: the picture's (width, height), or None.
+        image_key: prompts with the same key show the same picture, which a batch encodes once; None shares nothing.
     """
 
     ids: list[int]
     pixels: Tensor | None = None
     image_size: tuple[int, int] | None = None
+    image_key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -67,12 +91,13 @@ class Preparation:
         )
 
     def __call__(self, question: dict) -> Prompt:
-        pixels = size = None
+        pixels = size = key = None
         if question.get("image"):
-            image = load_image(image_file(self.image_folder, question["image"]))
+            key = str(image_file(self.image_folder, question["image"]))
+            image = load_image(key)
             pixels, size = process_images([image], self.image_processor, self), image.size
         prompt = build_prompt(question["text"], self.conv_mode, self.mm_use_im_start_end, pixels is not None)
-        return Prompt(tokenizer_image_token(prompt, self.tokenizer), pixels, size)
+        return Prompt(tokenizer_image_token(prompt, self.tokenizer), pixels, size, key)
 
 
 class Answering:
@@ -87,6 +112,9 @@ class Answering:
     def __init__(self, tokenizer, model, reduction: Reduction | None = None, **generation):
         self.tokenizer, self.model, self.reduction, self.generation = tokenizer, model, reduction, generation
         self.is_original = is_original(model)
+        # Stock models take features since transformers 5.20.
+        takes_features = "mm_encoder_outputs" in inspect.signature(model.forward).parameters
+        self.shares_images = self.is_original or takes_features
 
     def __call__(self, prompts: list[Prompt]) -> list[Answer]:
         lengths = [self._image_length(prompt) for prompt in prompts]
@@ -106,12 +134,27 @@ class Answering:
         return [Answer(text.strip(), stats) for text, stats in zip(texts, stats, strict=True)]
 
     def _images(self, prompts: list[Prompt]) -> dict:
-        """The images of a batch, as the model's `generate` takes them."""
+        """The images of a batch, as the model's `generate` takes them: features where prompts share an image."""
         with_image = [prompt for prompt in prompts if prompt.pixels is not None]
         if not with_image:
             return {}
-        pixels = [prompt.pixels.to(self.model.device, self.model.dtype) for prompt in with_image]
-        sizes = [prompt.image_size for prompt in with_image]
+        keys = [prompt.image_key or number for number, prompt in enumerate(with_image)]
+        distinct = dict(zip(keys, with_image, strict=True))
+        if len(distinct) == len(with_image) or not self.shares_images:
+            return self._inputs(with_image)
+        shown = [list(distinct).index(key) for key in keys]
+        inputs = self._inputs(list(distinct.values()))
+        if self.is_original:
+            images, views = self.model.embed_images(inputs["images"], inputs["image_sizes"])
+            return {"image_features": ([images[i] for i in shown], [views[i] for i in shown])}
+        encoded = self.model.base_model.get_image_features(**inputs, return_dict=True)
+        repeated = [encoded.pooler_output[i] for i in shown]
+        return {"mm_encoder_outputs": {"image": type(encoded)(pooler_output=repeated)}}
+
+    def _inputs(self, prompts: list[Prompt]) -> dict:
+        """The pixels of prompts with images, as the model takes them."""
+        pixels = [prompt.pixels.to(self.model.device, self.model.dtype) for prompt in prompts]
+        sizes = [prompt.image_size for prompt in prompts]
         if self.is_original:
             return {"images": pixels, "image_sizes": sizes}
         if self.model.config.model_type == "llava":

@@ -81,33 +81,16 @@ def main(argv: list[str]) -> None:
 
 def _answer(args, reduction, config: dict, questions: list[dict], todo: list[int], part: Part, ranks: Ranks) -> None:
     """Load the model and answer the rows `todo` into `part`."""
-    from pickle import UnpicklingError
-
-    from safetensors import SafetensorError
-
     from llava.mm_utils import get_model_name_from_path
-    from llava.model.builder import load_pretrained_model
     from vscan.api import apply_config
     from vscan.eval.runner import run
 
-    from .answering import Answering, Preparation
+    from .answering import Answering, Preparation, load_checked
 
     name = get_model_name_from_path(args.model_path)
-    device = ranks.device(args.device)
-    try:
-        tokenizer, model, image_processor, _ = load_pretrained_model(
-            args.model_path,
-            None,
-            name,
-            device=device,
-            attn_implementation=args.attn_implementation,
-            dtype=args.dtype,
-        )
-    except (AssertionError, ImportError, RuntimeError, UnpicklingError, SafetensorError) as error:
-        raise ValueError(
-            f"model path {args.model_path!r}: expected a checkpoint that loads on device {device or 'auto'}, "
-            f"got {type(error).__name__}: {error}"
-        ) from error
+    tokenizer, model, image_processor = load_checked(
+        args.model_path, ranks.device(args.device), args.dtype, args.attn_implementation
+    )
     model.generation_config.max_length = None  # the checkpoint's own would be warned about at every call
     applied = None
     if reduction is not None:

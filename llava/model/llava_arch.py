@@ -136,6 +136,7 @@ class LlavaMetaForCausalLM:
         attention_mask: Tensor | None,
         images: Tensor | list[Tensor] | None,
         image_sizes: list[tuple[int, int]] | None = None,
+        image_features: tuple[list[Tensor], list[int]] | None = None,
     ) -> tuple[Tensor, Tensor | None, VisualPrompt | None]:
         """Put images into prompts.
 
@@ -143,6 +144,7 @@ class LlavaMetaForCausalLM:
             input_ids: long [B, L]; IMAGE_TOKEN_INDEX stands for one image.
             attention_mask: [B, L], or None where nothing is padding.
             images, image_sizes: as in `embed_images`, in the order in which the prompts name them.
+            image_features: in place of images, what `embed_images` gave for them: prompts about one image can share it.
 
         Returns:
             Embeddings [B, L', D] with M_i columns for image i, their mask [B, L'] or None, and where the images are
@@ -155,10 +157,11 @@ class LlavaMetaForCausalLM:
         masks = [[1] * len(row) for row in rows] if attention_mask is None else attention_mask.tolist()
         rows = [[token for token, keep in zip(*pair, strict=True) if keep] for pair in zip(rows, masks, strict=True)]
         num_images = [row.count(IMAGE_TOKEN_INDEX) for row in rows]
-        given = 0 if images is None else len(images)
-        if sum(num_images) != given:
-            raise ValueError(f"expected as many images as the prompts name, {num_images}, got {given}")
-        features, views = self.embed_images(images, image_sizes)
+        given = images if image_features is None else image_features[0]
+        num_given = 0 if given is None else len(given)
+        if sum(num_images) != num_given:
+            raise ValueError(f"expected as many images as the prompts name, {num_images}, got {num_given}")
+        features, views = image_features or self.embed_images(images, image_sizes)
         sizes = iter([len(feature) for feature in features])
         rows = [
             [out for token in row for out in ([token] * next(sizes) if token == IMAGE_TOKEN_INDEX else [token])]
@@ -174,7 +177,7 @@ class LlavaMetaForCausalLM:
 
         visual = ids == IMAGE_TOKEN_INDEX
         embeds = self.get_input_embeddings()(ids.clamp(min=0))
-        if images is None:
+        if given is None:
             return embeds, mask, None
         of_rows = iter(views)
         num_views = [sum(next(of_rows) for _ in range(number)) for number in num_images]

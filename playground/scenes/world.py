@@ -100,7 +100,7 @@ def pick(chance: np.random.Generator, options):
 def draw_things(chance: np.random.Generator, side: int = GRID) -> list[tuple[str, str, int, int, str]]:
     """(colour, shape, height, width, text) of what a scene shall hold."""
     small = side < GRID
-    num_signs = 1 if small or chance.random() < 0.6 else 2
+    num_signs = int(chance.integers(1, 4)) if small else 1 if chance.random() < 0.6 else 2
     num_shapes = int(chance.integers(1, 4) if small else chance.integers(3, 6))
     things, names = [], set()
     for _ in range(num_signs):

@@ -13,8 +13,7 @@ from PIL import Image
 
 from llava.eval.model_vqa_loader import main
 from llava.model.builder import load_model
-from playground.demo import draw
-from playground.tiny import build_checkpoint
+from playground.tiny import build_checkpoint, draw
 
 REDUCED = ["--visual_token_num", "96", "--layer_list", "[4]", "--image_token_list", "[32]"]
 TEXTS = [
@@ -197,7 +196,7 @@ def test_a_wrong_value_is_named(checkpoint, data, tmp_path, more, message):
     [
         (["--visual_tokens", "96"], "unrecognized arguments: --visual_tokens 96"),
         (["--important_ratio", "0.75"], r"\(hyper-parameters of vscan: --local_layer, "),
-        (["--method", "fastervlm"], "invalid choice: 'fastervlm'"),
+        (["--method", "fastvlm"], "invalid choice: 'fastvlm'"),
         (["--visual_token_num", "many"], "expected a count such as 96 or a share such as 0.167, got 'many'"),
         (["--batch-size", "0"], "expected an int of at least 1, got '0'"),
     ],

@@ -15,8 +15,7 @@ import torch
 from benchmarks.kills import kill_again_and_again
 from llava.eval.model_vqa_loader import main
 from llava.model.check import check_budget, check_checkpoint, check_reduction
-from playground.demo import draw
-from playground.tiny import build_checkpoint
+from playground.tiny import build_checkpoint, draw
 from vscan.config import ReductionConfig
 from vscan.eval.arguments import run_command
 

@@ -62,7 +62,7 @@ print("torch" in sys.modules)
     assert done.stdout.splitlines() == [
         "{'method': 'vispruner', 'visual_tokens': 96, 'layers': [[16, 32]], 'positions': 'auto', "
         "'important_ratio': 0.5}",
-        "method: expected one of vscan, vispruner, random, downsample, got 'nothing'",
+        "method: expected one of vscan, vispruner, fastervlm, random, downsample, got 'nothing'",
         "False",
     ]
 

@@ -17,7 +17,7 @@ import vscan
 from llava.eval.answering import Answering, Preparation
 from llava.mm_utils import load_image_processor
 from llava.model.builder import load_model, load_pretrained_model
-from playground import demo
+from playground import tiny
 from playground.tiny import build_checkpoint
 from vscan import plot
 from vscan.models.clip import run_tower
@@ -88,7 +88,7 @@ def loaded_either(request, loaded_next):
 
 @pytest.fixture
 def picture(tmp_path):
-    demo.draw(tmp_path / "shapes.png", seed=3)
+    tiny.draw(tmp_path / "shapes.png", seed=3)
     return tmp_path / "shapes.png"
 
 
@@ -318,7 +318,7 @@ def test_without_an_output_the_file_lies_here_under_the_name_of_the_picture(chec
         (["shapes.png", "--output", "kept.jpg"], "--output: expected a .png file in a folder that exists"),
         (["shapes.png", "--output", "no/kept.png"], "--output: expected a .png file in a folder that exists"),
         (["shapes.png", "--windows", "6"], "unrecognized arguments: --windows 6"),
-        (["shapes.png", "--method", "fastervlm"], "invalid choice: 'fastervlm'"),
+        (["shapes.png", "--method", "fastvlm"], "invalid choice: 'fastvlm'"),
         ([], "the following arguments are required: IMAGE"),
     ],
 )

@@ -1,7 +1,7 @@
 """Run a question file through a model: prepare in worker processes, answer in batches, write every batch at once."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,27 @@ class Prepared:
             return error
 
 
+def cut(rows: list[int], batch_size: int, keys: list[Hashable]) -> list[list[int]]:
+    """Put rows into batches, those of one key together: in one batch, where it holds so many.
+
+    Args:
+        rows: row numbers.
+        batch_size: rows of a batch, at most.
+        keys: one for every row; where all differ, batches are full and rows stay in order.
+    """
+    groups = {}
+    for row, key in zip(rows, keys, strict=True):
+        groups.setdefault(key, []).append(row)
+    batches = []
+    for group in groups.values():
+        for start in range(0, len(group), batch_size):
+            part = group[start : start + batch_size]
+            if not batches or len(batches[-1]) + len(part) > batch_size:
+                batches.append([])
+            batches[-1] += part
+    return batches
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a model said to one question, and what it cost (plain values)."""
@@ -49,6 +70,7 @@ def run(
     num_workers: int = 0,
     skip: bool = False,
     show_progress: bool = True,
+    together: str | None = None,
 ) -> None:
     """Answer some questions, in order.
 
@@ -63,6 +85,8 @@ def run(
         num_workers: processes that prepare; 0 prepares in turn.
         skip: note a question that cannot be prepared, and go on.
         show_progress: draw a bar.
+        together: a key of the questions, such as "image": those that have the same there are answered together, and
+            rows are written in that order (`AnswersFile.merge` puts them in theirs).
 
     Raises:
         ValueError: for a question that cannot be prepared, unless it is skipped; the rows before it are written.
@@ -70,16 +94,20 @@ def run(
     """
     from torch.utils.data import DataLoader  # questions and flags are checked before torch is imported
 
-    prepared = Prepared([questions[row] for row in todo], prepare)
+    keys = todo if together is None else [questions[row].get(together) for row in todo]
+    batches = cut(todo, batch_size, keys)
     workers = min(num_workers, len(todo))
     # Forked workers notice that their process was killed, and go too; those of a fork server would stay for ever.
     context = "fork" if workers else None
-    batches = DataLoader(
-        prepared, batch_size=batch_size, num_workers=workers, collate_fn=list, multiprocessing_context=context
+    loader = DataLoader(
+        Prepared(questions, prepare),
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=list,
+        multiprocessing_context=context,
     )
     with tqdm(total=len(todo), unit="row", disable=not show_progress) as progress:
-        for number, items in enumerate(batches):
-            rows = todo[number * batch_size : (number + 1) * batch_size]
+        for rows, items in zip(batches, loader, strict=True):
             broken = [i for i, item in enumerate(items) if isinstance(item, Exception)]
             whole = [i for i in range(len(items)) if i not in broken and (skip or not broken or i < broken[0])]
             if whole:

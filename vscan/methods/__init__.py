@@ -8,6 +8,7 @@ from importlib import import_module
 METHODS: dict = {
     "vscan": "vscan.methods.vscan:VScan",
     "vispruner": "vscan.methods.vispruner:VisPruner",
+    "fastervlm": "vscan.methods.vispruner:FasterVLM",
     "random": "vscan.methods.random:Random",
     "downsample": "vscan.methods.downsample:Downsample",
 }

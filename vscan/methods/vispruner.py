@@ -1,4 +1,5 @@
-"""VisPruner (arXiv 2412.01818, ICCV 2025): the tokens [CLS] attends to most, and the least alike of the rest."""
+"""VisPruner (arXiv 2412.01818, ICCV 2025): the tokens [CLS] attends to most, and the least alike of the rest; and
+FasterVLM, that paper's first version, which keeps the former alone."""
 
 from dataclasses import dataclass
 
@@ -62,8 +63,7 @@ class VisPruner(Method):
     code needs an even number of other tokens in each round.
 
     Args:
-        important_ratio: share of the tokens that attention selects, in [0, 1]; 1.0 is FasterVLM (the paper's first
-            version).
+        important_ratio: share of the tokens that attention selects, in [0, 1]; 1.0 is `FasterVLM`.
         attention_layer: vision layer whose [CLS] row is read.
 
     Raises:
@@ -88,3 +88,10 @@ class VisPruner(Method):
         picked = select(views.rows[self.attention_layer], views.features, num, num_important)
         slots = torch.cat(picked, dim=1).sort(dim=-1).values
         return views.project(views.features.take_along_dim(slots.unsqueeze(-1), dim=1)), slots
+
+
+@dataclass(frozen=True)
+class FasterVLM(VisPruner):
+    """The tokens [CLS] attends to most, and no others: VisPruner with another default."""
+
+    important_ratio: float = 1.0

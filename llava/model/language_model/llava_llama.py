@@ -86,6 +86,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         images: Tensor | list[Tensor] | None = None,
         image_sizes: list | None = None,
         attention_mask: Tensor | None = None,
+        image_features: tuple[list[Tensor], list[int]] | None = None,
         **kwargs,
     ):
         """transformers' generate on prompts with images; returns the new tokens only.
@@ -95,6 +96,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
             images: [V, 3, H, W], or the crops [n, 3, H, W] of every image, or None.
             image_sizes: width and height of each picture, where images come as crops.
             attention_mask: [B, L], or None where nothing is padding.
+            image_features: in place of images, what `embed_images` gave for them.
             **kwargs: anything that transformers' generate takes.
 
         Raises:
@@ -102,5 +104,5 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         """
         if self.model.reduction is not None:
             check_generation(self, kwargs)
-        embeds, attention_mask, prompt = self.embed_prompts(inputs, attention_mask, images, image_sizes)
+        embeds, attention_mask, prompt = self.embed_prompts(inputs, attention_mask, images, image_sizes, image_features)
         return super().generate(inputs_embeds=embeds, attention_mask=attention_mask, visual_prompt=prompt, **kwargs)

@@ -1,0 +1,127 @@
+"""The cells of a comparison: every reduction answers the same questions, each into an answers file of its own.
+
+Nothing here knows a model: who calls `evaluate` brings a function that answers.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..config import ReductionConfig
+from .records import AnswersFile
+from .scoring import check_answers, score
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of a comparison.
+
+    Args:
+        label: what it is called; cells of one label are one line in the picture.
+        reduction: what is reduced; None is the dense model.
+        tokens: visual tokens of an image, averaged over the decoder's layers; None says that there is no such number,
+            and leaves the cell out of the picture.
+    """
+
+    label: str
+    reduction: ReductionConfig | None = None
+    tokens: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Label and tokens: unique in a comparison."""
+        return self.label if self.tokens is None else f"{self.label} {self.tokens:g}"
+
+    @property
+    def file_name(self) -> str:
+        """Of its answers."""
+        return re.sub(r"[^\w.-]+", "-", self.name) + ".jsonl"
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """What a cell did.
+
+    Args:
+        cell: which one.
+        answers: what it said to each question.
+        correct: bool [number of questions].
+        num_unparsable: answers that hold no box where one was asked for.
+        stages: (layer, visual tokens from that layer on), the mean over the questions that have an image.
+        seconds: spent in answering, summed over the questions.
+    """
+
+    cell: Cell
+    answers: list[str]
+    correct: np.ndarray
+    num_unparsable: int
+    stages: list[tuple[int, float]]
+    seconds: float
+
+
+def evaluate(
+    cells: Sequence[Cell],
+    questions: list[dict],
+    output: str | Path,
+    record: dict,
+    answer: Callable[[Cell, list[int], AnswersFile], None],
+) -> list[Row]:
+    """Answer the questions in every cell, and score the answers. What `output` holds of them already is not done again.
+
+    Args:
+        cells: in the order of the table.
+        questions: as in a question file, each with its `answer`.
+        output: folder for the answers files, a cell each, with their records beside them.
+        record: plain values, whatever decides the answers beside cell and questions: the model, how it generates.
+        answer: writes the answers of a cell to the given row numbers into the given file; called once for each cell
+            that lacks some.
+
+    Raises:
+        ValueError: for questions without answers, two cells of one name, or a folder that was begun with other
+            questions or another record, before anything is answered; and whatever `answer` raises.
+    """
+    check_answers(questions)
+    names = [cell.file_name for cell in cells]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"cells: expected different names, got more than one that writes to {', '.join(twice)}")
+    digest = hashlib.sha256(json.dumps(questions, sort_keys=True).encode()).hexdigest()
+    record = {**record, "questions": {"number": len(questions), "sha256": digest}}
+    with ExitStack() as stack:
+        # All files are opened, and so checked, before the first question is answered.
+        files = []
+        for cell in cells:
+            config = {**record, "reduction": cell.reduction and cell.reduction.to_dict()}
+            files.append(AnswersFile(Path(output) / cell.file_name, config))
+            stack.callback(files[-1].close)
+        left = [file.todo(questions) for file in files]
+        rows = []
+        for cell, file, todo in zip(cells, files, left, strict=True):
+            if todo:
+                answer(cell, todo, file)
+                file.merge()
+            rows.append(_scored(cell, questions, file))
+    return rows
+
+
+def _scored(cell: Cell, questions: list[dict], file: AnswersFile) -> Row:
+    """Read a cell's answers and their stats."""
+    lines = [(json.loads(answer), json.loads(stats)) for _, answer, stats in file.rows()]
+    texts = [answer["text"] for answer, _ in lines]
+    scores = [score(text, question["answer"]) for text, question in zip(texts, questions, strict=True)]
+    with_image = [stats["stages"] for _, stats in lines if stats.get("visual_tokens")]
+    stages = [(stage[0][0], float(np.mean([tokens for _, tokens in stage]))) for stage in zip(*with_image, strict=True)]
+    return Row(
+        cell=cell,
+        answers=texts,
+        correct=np.array([each.correct for each in scores]),
+        num_unparsable=sum(not each.parsed for each in scores),
+        stages=stages,
+        seconds=sum(stats.get("seconds", 0.0) for _, stats in lines),
+    )
