@@ -6,6 +6,7 @@ processes on a CPU and by one on a GPU. What is made on the way lies in playgrou
 
 import argparse
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,20 +17,19 @@ import torch
 from llava.tokenizer import load_tokenizer
 from vscan.eval.arguments import run_command
 
-from .scenes.world import GRID
 from .training.curves import plot_curves
 from .training.decoder import Decoder, train_decoder
 from .training.export import export
 from .training.joint import train_joint
 from .training.running import Stage, rank, start_workers
-from .training.tower import WINDOW, Tower, train_tower
+from .training.tower import Tower, train_tower
 from .vocabulary import write_tokenizer
 
 HERE = Path(__file__).parent
 # What made the shipped model.
 TOWER = (Stage("tower_small", 1600, 24, 2.5e-3), Stage("tower", 300, 8, 1.2e-3))
-DECODER = ((Stage("decoder_small", 2000, 6, 2e-3), WINDOW), (Stage("decoder", 1000, 4, 1.2e-3), GRID))
-JOINT = (Stage("projector", 150, 8, 3e-3), Stage("joint", 2400, 8, 1e-3))
+DECODER = Stage("decoder", 3200, 8, 2e-3)
+JOINT = (Stage("projector", 150, 8, 3e-3), Stage("joint", 1300, 8, 1e-3))
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -64,17 +64,17 @@ def run_part(args: argparse.Namespace) -> None:
     if args.part == "tower":
         train_tower(args.out, args.device, *(scaled(stage, args.scale) for stage in TOWER))
     elif args.part == "decoder":
-        stages = [(scaled(stage, args.scale), side) for stage, side in DECODER]
-        train_decoder(args.out, args.device, tokenizer, stages)
+        train_decoder(args.out, args.device, tokenizer, scaled(DECODER, args.scale))
     else:
         start_workers()
         tower = load_part(Tower(), args.out / f"{TOWER[-1].name}.pt")
-        decoder = load_part(Decoder(), args.out / f"{DECODER[-1][0].name}.pt")
+        decoder = load_part(Decoder(), args.out / f"{DECODER.name}.pt")
         stages = tuple(scaled(stage, args.scale) for stage in JOINT)
         model = train_joint(args.out, args.device, tokenizer, tower, decoder, stages)
         if rank() == 0:
             export(model, args.out, args.model)
-            plot_curves(args.out / "log.jsonl", args.out / "log.png")
+            shutil.copy(args.out / "log.jsonl", args.model / "training.jsonl")
+            plot_curves(args.model / "training.jsonl", args.model / "training.png")
 
 
 def start(args: argparse.Namespace, part: str, **variables: str) -> subprocess.Popen:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 PANELS = {
     "tower: labels of patches": ("tower_small", "tower"),
-    "decoder on label embeddings": ("decoder_small", "decoder"),
+    "decoder on label embeddings": ("decoder",),
     "projector and decoder on the tower's features": ("projector", "joint"),
 }
 

@@ -19,7 +19,7 @@ from .labels import NUM_CLASSES, patch_labels
 from .packing import Packer, accuracies, answer_loss
 from .running import Stage, draw_batch, run_stage
 from .sizes import WIDTH, text_config
-from .tower import grid_positions
+from .tower import WINDOW, grid_positions
 
 NUM_PREFIX = 5  # ids before the image
 
@@ -87,38 +87,37 @@ def collate(scenes: list, packer: Packer, device, shifted: float = 0.5):
     return labels, patches, packer(questions, device), places, start
 
 
-def evaluate(model: Decoder, visual_of, packer: Packer, device, sides=(GRID,)) -> dict[str, float]:
-    """Accuracy on validation scenes, positions as they are and shifted.
+def evaluate(model: Decoder, visual_of, packer: Packer, device, side: int) -> dict[str, float]:
+    """Accuracy on validation scenes, at the grid's own positions and (with a ~) at shifted ones.
 
     Args:
-        visual_of: from the scenes, labels and patches to visual tokens.
+        visual_of: from scenes, labels and patches to visual tokens.
+        side: of the pictures, in patches.
     """
     scores = {}
-    for side in sides:
-        scenes = draw_batch("validation", 1, 0, running.NUM_VALIDATION, side)
-        for name, shifted in (("", 0.0), ("~", 1.0)):
-            labels, patches, packed, places, start = collate(scenes, packer, device, shifted)
-            found = accuracies(model.llama, packed, visual_of(scenes, labels, patches), places, start)
-            scores |= {f"{kind}{side}{name}": value for kind, value in found.items()}
+    scenes = draw_batch("validation", 1, 0, running.NUM_VALIDATION, side)
+    for name, shifted in (("", 0.0), ("~", 1.0)):
+        labels, patches, packed, places, start = collate(scenes, packer, device, shifted)
+        found = accuracies(model.llama, packed, visual_of(scenes, labels, patches), places, start)
+        scores |= {f"{kind}{side}{name}": value for kind, value in found.items()}
     return scores
 
 
-def train_decoder(folder: Path, device, tokenizer, stages: list[tuple[Stage, int]]) -> Decoder:
-    """Train on windows, then on whole pictures; each stage comes with its side in patches."""
+def train_decoder(folder: Path, device, tokenizer, stage: Stage) -> Decoder:
+    """Train on windows; whole pictures come with the tower's features."""
     torch.manual_seed(1)
     model, packer = Decoder().to(device), Packer(tokenizer)
-    for stage, side in stages:
 
-        def step_loss(step: int, stage=stage, side=side) -> Tensor:
-            scenes = draw_batch("train", 100 + side, step, stage.batch, side, pictures=False)
-            labels, patches, packed, places, start = collate(scenes, packer, device)
-            return answer_loss(model.llama, packed, model.oracle(labels, patches), places, start)
+    def step_loss(step: int) -> Tensor:
+        scenes = draw_batch("train", 100, step, stage.batch, WINDOW, pictures=False)
+        labels, patches, packed, places, start = collate(scenes, packer, device)
+        return answer_loss(model.llama, packed, model.oracle(labels, patches), places, start)
 
-        def score(side=side) -> dict[str, float]:
-            def visual(scenes, labels, patches):
-                return model.oracle(labels, patches)
+    def score() -> dict[str, float]:
+        def visual(scenes, labels, patches):
+            return model.oracle(labels, patches)
 
-            return evaluate(model, visual, packer, device, (side,))
+        return evaluate(model, visual, packer, device, WINDOW)
 
-        run_stage(stage, folder, model, step_loss, score, evaluate_every=max(1, stage.steps // 20))
+    run_stage(stage, folder, model, step_loss, score, evaluate_every=max(1, stage.steps // 20))
     return model

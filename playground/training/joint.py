@@ -18,7 +18,7 @@ from .running import Stage, draw_batch, run_stage
 from .sizes import WIDTH
 from .tower import WINDOW, Tower, to_pixels
 
-SMALL_EVERY = 4  # one step in four is on windows: more questions in the same time
+SMALL_EVERY = 4  # one step in four is on windows, which cost less
 
 
 class Joint(nn.Module):
@@ -68,7 +68,7 @@ def train_joint(folder: Path, device, tokenizer, tower: Tower, decoder: Decoder,
         return answer_loss(decoder.llama, packed, visual, places, start) + pull * distance
 
     def score() -> dict[str, float]:
-        return evaluate(model.decoder, model.visual, packer, device)
+        return evaluate(model.decoder, model.visual, packer, device, GRID)
 
     decoder.llama.requires_grad_(False)
     run_stage(first, folder, model, projector_loss, score, evaluate_every=first.steps)
