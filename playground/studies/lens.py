@@ -1,0 +1,115 @@
+"""At which layer the answer settles: every layer's state, read as if it were the last one's (VScan, Fig. 4).
+
+For the last prompt token, y_k = argmax lm_head(norm(h_k)) after decoder layer k. What is reported of every layer is the
+share of questions with y_k = y_last, and with y_k = the first token of the right answer; the first token of a box is
+its bracket.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llava.conversation import build_prompt
+from llava.eval.answering import Preparation, Prompt
+from llava.mm_utils import tokenizer_image_token
+from vscan.attention import device_of
+from vscan.eval.chart import COLOURS, MARKERS
+from vscan.eval.scoring import is_box
+from vscan.eval.table import NO_CATEGORY
+
+from .charts import new_figure, tidy
+from .dense import Parts, Reader, preparation
+from .setting import Setting
+from .tables import markdown, shown, write_csv
+
+ALL = "all questions"
+
+
+@torch.inference_mode()
+def likeliest(model, states: Tensor) -> Tensor:
+    """The token that each state stands for: final norm, head, argmax.
+
+    Args:
+        states: [layers, B, D].
+
+    Returns:
+        Long [layers, B], on the CPU.
+    """
+    norm = Parts.of(model).decoder.norm
+    normed = norm(states.to(device_of(norm)))
+    return model.lm_head(normed.to(device_of(model.lm_head))).argmax(-1).cpu()
+
+
+def first_tokens(question: dict, prompt: Prompt, prepare: Preparation) -> set[int]:
+    """The ids that the right answers to a question begin with."""
+    answer = question["answer"]
+    if is_box(answer):
+        answer = f"[{', '.join(f'{value:.2f}' for value in answer)}]"
+    before = build_prompt(question["text"], prepare.conv_mode, prepare.mm_use_im_start_end, prompt.pixels is not None)
+    texts = [answer] if isinstance(answer, str) else answer
+    return {tokenizer_image_token(f"{before} {text}", prepare.tokenizer)[len(prompt.ids)] for text in texts}
+
+
+def settle(setting: Setting) -> tuple[np.ndarray, np.ndarray]:
+    """Run the model.
+
+    Returns:
+        bool [layers, questions] twice: as the last layer says, and as the answer begins.
+    """
+    reader, prepare = Reader(setting), preparation(setting)
+    same, right = [], []
+    for start in range(0, len(setting.questions), setting.batch_size):
+        questions = setting.questions[start : start + setting.batch_size]
+        prompts = list(map(prepare, questions))
+        tokens = likeliest(setting.model, reader.states(prompts))  # layers B
+        same.append((tokens == tokens[-1]).numpy())
+        begins = [first_tokens(question, prompt, prepare) for question, prompt in zip(questions, prompts, strict=True)]
+        rows = tokens.tolist()
+        right.append(np.array([[token in begin for token, begin in zip(row, begins, strict=True)] for row in rows]))
+    return np.concatenate(same, axis=1), np.concatenate(right, axis=1)
+
+
+def by_kind(flags: np.ndarray, kinds: Sequence[str]) -> dict[str, np.ndarray]:
+    """Percent of the questions of each kind, and of all, by layer: {kind: [layers]}."""
+    names = np.array(kinds)
+    shares = {ALL: 100 * flags.mean(1)}
+    distinct = list(dict.fromkeys(kinds))
+    return shares | {name: 100 * flags[:, names == name].mean(1) for name in distinct if len(distinct) > 1}
+
+
+def plot(agree: dict[str, np.ndarray], right: dict[str, np.ndarray], file: Path) -> None:
+    """Both shares against the layer, a line a kind."""
+    figure = new_figure(12.5, 4.6)
+    titles = ("same token as after the last layer (%)", "first token of the right answer (%)")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, title, shares in zip(panels, titles, (agree, right), strict=True):
+        for number, (kind, line) in enumerate(shares.items()):
+            style = {"color": "black", "linewidth": 2.4, "zorder": 3}
+            if number:
+                style = {"color": COLOURS[number - 1], "marker": MARKERS[number - 1], "linewidth": 1.3, "alpha": 0.8}
+            axes.plot(line, label=kind if axes is panels[0] else None, markersize=5, **style)
+        axes.set_ylim(-3, 103)
+        axes.set_xticks(range(0, len(line), max(1, len(line) // 8)))
+        tidy(axes, "after decoder layer", title)
+    figure.legend(loc="outside right upper", frameon=False)
+    figure.savefig(file)
+
+
+def run(setting: Setting, folder: Path) -> str:
+    """The study: table.md, table.csv and lens.png in `folder`; returns the table."""
+    kinds = [question.get("category", NO_CATEGORY) for question in setting.questions]
+    agree, right = (by_kind(flags, kinds) for flags in settle(setting))
+    header = ["layer", *(f"{kind}: {what}" for what in ("as last", "right") for kind in agree)]
+    columns = [*agree.values(), *right.values()]
+    lines = [[str(layer), *(float(column[layer]) for column in columns)] for layer in range(len(columns[0]))]
+    text = markdown(header, [list(map(shown, line)) for line in lines])
+    text += (
+        "\nPercent of the questions whose likeliest token after a layer is the last layer's, or begins the answer.\n"
+    )
+    (folder / "table.md").write_text(text)
+    write_csv(folder / "table.csv", header, lines)
+    plot(agree, right, folder / "lens.png")
+    return text
