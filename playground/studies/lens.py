@@ -1,11 +1,13 @@
 """At which layer the answer settles: every layer's state, read as if it were the last one's (VScan, Fig. 4).
 
 For the last prompt token, y_k = argmax lm_head(norm(h_k)) after decoder layer k. What is reported of every layer is the
-share of questions with y_k = y_last, and with y_k = the first token of the right answer; the first token of a box is
-its bracket.
+share of questions with y_k = y_last, and with y_k = the right answer's. Where all right answers of a kind begin alike
+(a box with its bracket), the prompt goes on to where they can differ.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 
 from llava.conversation import build_prompt
-from llava.eval.answering import Preparation, Prompt
+from llava.eval.answering import Preparation
 from llava.mm_utils import tokenizer_image_token
 from vscan.attention import device_of
 from vscan.eval.chart import COLOURS, MARKERS
@@ -43,32 +45,53 @@ def likeliest(model, states: Tensor) -> Tensor:
     return model.lm_head(normed.to(device_of(model.lm_head))).argmax(-1).cpu()
 
 
-def first_tokens(question: dict, prompt: Prompt, prepare: Preparation) -> set[int]:
-    """The ids that the right answers to a question begin with."""
+def answer_ids(question: dict, prepare: Preparation) -> list[list[int]]:
+    """The ids of each of the right answers to a question, where they follow its prompt."""
     answer = question["answer"]
     if is_box(answer):
         answer = f"[{', '.join(f'{value:.2f}' for value in answer)}]"
-    before = build_prompt(question["text"], prepare.conv_mode, prepare.mm_use_im_start_end, prompt.pixels is not None)
     texts = [answer] if isinstance(answer, str) else answer
-    return {tokenizer_image_token(f"{before} {text}", prepare.tokenizer)[len(prompt.ids)] for text in texts}
+    has_image = bool(question.get("image"))
+    before = build_prompt(question["text"], prepare.conv_mode, prepare.mm_use_im_start_end, has_image)
+    start = len(tokenizer_image_token(before, prepare.tokenizer))
+    return [tokenizer_image_token(f"{before} {text}", prepare.tokenizer)[start:] for text in texts]
 
 
-def settle(setting: Setting) -> tuple[np.ndarray, np.ndarray]:
+def openings(answers: list[list[list[int]]], kinds: Sequence[str]) -> dict[str, int]:
+    """How many ids all right answers of a kind begin with alike; one that can differ is always left."""
+    shared = {}
+    for kind in dict.fromkeys(kinds):
+        of_kind = [ids for of_question, k in zip(answers, kinds, strict=True) if k == kind for ids in of_question]
+        alike = takewhile(lambda column: len(set(column)) == 1, zip(*of_kind, strict=False))
+        shared[kind] = min(len(list(alike)), min(map(len, of_kind)) - 1)
+    return shared
+
+
+def settle(setting: Setting, kinds: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Run the model.
 
+    Args:
+        kinds: of the questions.
+
     Returns:
-        bool [layers, questions] twice: as the last layer says, and as the answer begins.
+        bool [layers, questions] twice: as the last layer says, and as the answer goes on.
     """
     reader, prepare = Reader(setting), preparation(setting)
+    answers = [answer_ids(question, prepare) for question in setting.questions]
+    shared = openings(answers, kinds)
     same, right = [], []
     for start in range(0, len(setting.questions), setting.batch_size):
-        questions = setting.questions[start : start + setting.batch_size]
-        prompts = list(map(prepare, questions))
+        rows = range(start, min(start + setting.batch_size, len(setting.questions)))
+        prompts = []
+        for row in rows:
+            prompt = prepare(setting.questions[row])
+            prompts.append(replace(prompt, ids=prompt.ids + answers[row][0][: shared[kinds[row]]]))
         tokens = likeliest(setting.model, reader.states(prompts))  # layers B
         same.append((tokens == tokens[-1]).numpy())
-        begins = [first_tokens(question, prompt, prepare) for question, prompt in zip(questions, prompts, strict=True)]
-        rows = tokens.tolist()
-        right.append(np.array([[token in begin for token, begin in zip(row, begins, strict=True)] for row in rows]))
+        goes_on = [{ids[shared[kinds[row]]] for ids in answers[row]} for row in rows]
+        right.append(
+            np.array([[token in ids for token, ids in zip(layer, goes_on, strict=True)] for layer in tokens.tolist()])
+        )
     return np.concatenate(same, axis=1), np.concatenate(right, axis=1)
 
 
@@ -83,7 +106,7 @@ def by_kind(flags: np.ndarray, kinds: Sequence[str]) -> dict[str, np.ndarray]:
 def plot(agree: dict[str, np.ndarray], right: dict[str, np.ndarray], file: Path) -> None:
     """Both shares against the layer, a line a kind."""
     figure = new_figure(12.5, 4.6)
-    titles = ("same token as after the last layer (%)", "first token of the right answer (%)")
+    titles = ("same token as after the last layer (%)", "token of the right answer (%)")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, title, shares in zip(panels, titles, (agree, right), strict=True):
         for number, (kind, line) in enumerate(shares.items()):
@@ -101,13 +124,13 @@ def plot(agree: dict[str, np.ndarray], right: dict[str, np.ndarray], file: Path)
 def run(setting: Setting, folder: Path) -> str:
     """The study: table.md, table.csv and lens.png in `folder`; returns the table."""
     kinds = [question.get("category", NO_CATEGORY) for question in setting.questions]
-    agree, right = (by_kind(flags, kinds) for flags in settle(setting))
+    agree, right = (by_kind(flags, kinds) for flags in settle(setting, kinds))
     header = ["layer", *(f"{kind}: {what}" for what in ("as last", "right") for kind in agree)]
     columns = [*agree.values(), *right.values()]
     lines = [[str(layer), *(float(column[layer]) for column in columns)] for layer in range(len(columns[0]))]
     text = markdown(header, [list(map(shown, line)) for line in lines])
     text += (
-        "\nPercent of the questions whose likeliest token after a layer is the last layer's, or begins the answer.\n"
+        "\nPercent of the questions whose likeliest token after a layer is the last layer's, or the right answer's.\n"
     )
     (folder / "table.md").write_text(text)
     write_csv(folder / "table.csv", header, lines)

@@ -12,7 +12,7 @@ from playground.scenes.files import benchmark_scenes, write_benchmark
 from playground.scenes.world import GRID, Thing
 from playground.studies.attention import ASKED, ASKED_SHARE, LOWER, MASS, UPPER, measure_last
 from playground.studies.dense import Parts, Reader, preparation, tower_looks
-from playground.studies.lens import likeliest, settle
+from playground.studies.lens import likeliest, openings, settle
 from playground.studies.measures import auc, patch_distances
 from playground.studies.setting import Setting, covered, read_shown
 from playground.tiny import build_checkpoint
@@ -125,9 +125,9 @@ def test_the_lens_at_the_last_layer_is_the_models_own_answer(setting, prompts, e
 
 
 def test_a_layer_that_decides_is_seen(setting, monkeypatch):
-    """From layer 5 on the state is one direction, and the head reads the answer's first token there."""
+    """From layer 5 on the state is one direction, and the head reads the answer there."""
     model, decoder = setting.model, Parts.of(setting.model).decoder
-    answer = setting.tokenizer("yes", add_special_tokens=False).input_ids[0]
+    answer = setting.tokenizer("yes", add_special_tokens=False).input_ids[-1]  # all answers begin alike
     direction = torch.linspace(-1, 1, 64)
     handles = [
         layer.register_forward_hook(lambda module, args, output: output * 0 + direction) for layer in decoder.layers[5:]
@@ -140,7 +140,7 @@ def test_a_layer_that_decides_is_seen(setting, monkeypatch):
     asked = [{**question, "answer": "yes"} for question in setting.questions]
     try:
         planted = Setting(**{**vars(setting), "questions": asked})
-        same, right = settle(planted)
+        same, right = settle(planted, ["existence"] * len(asked))
     finally:
         for handle in handles:
             handle.remove()
@@ -148,3 +148,8 @@ def test_a_layer_that_decides_is_seen(setting, monkeypatch):
     assert right[5:].all()
     assert (same == right).all()
     assert not same[:5].all()
+
+
+def test_what_all_answers_of_a_kind_begin_with_is_told():
+    answers = [[[7, 1, 2]], [[7, 1, 3], [7, 1, 9, 9]], [[4]], [[4]], [[5, 6]], [[8, 6]]]
+    assert openings(answers, ["box", "box", "same", "same", "free", "free"]) == {"box": 2, "same": 0, "free": 0}
