@@ -98,8 +98,8 @@ def pick(chance: np.random.Generator, options):
 
 
 def draw_things(chance: np.random.Generator, side: int = GRID) -> list[tuple[str, str, int, int, str]]:
-    """(colour, shape, height, width, text) of what a scene shall hold."""
-    small = side < GRID
+    """(colour, shape, height, width, text) of what a scene shall hold; a window of 12 patches holds less."""
+    small = side <= 12
     num_signs = int(chance.integers(1, 4)) if small else 1 if chance.random() < 0.6 else 2
     num_shapes = int(chance.integers(1, 4) if small else chance.integers(3, 6))
     things, names = [], set()
@@ -145,7 +145,7 @@ def draw_scene(chance: np.random.Generator, split: str = "train", side: int = GR
 
     Args:
         split: "train", "validation" or "test".
-        side: of the window, in patches; one smaller than the grid lies anywhere on it and holds fewer things.
+        side: of the window, in patches; one smaller than the grid lies anywhere on it.
     """
     while True:
         row, column = (int(chance.integers(GRID - side + 1)) for _ in range(2))

@@ -16,9 +16,9 @@ from .labels import SHAPE
 from .packing import Packer, answer_loss
 from .running import Stage, draw_batch, run_stage
 from .sizes import WIDTH
-from .tower import WINDOW, Tower, to_pixels
+from .tower import Tower, to_pixels
 
-SMALL_EVERY = 4  # one step in four is on windows, which cost less
+SIDES = (GRID, 16)  # of the pictures of one step and the next: windows cost less, with as many things
 
 
 class Joint(nn.Module):
@@ -59,7 +59,7 @@ def train_joint(folder: Path, device, tokenizer, tower: Tower, decoder: Decoder,
         return model.distance(model.visual(scenes, labels, patches), labels, patches)
 
     def joint_loss(step: int) -> Tensor:
-        side = WINDOW if step % SMALL_EVERY == SMALL_EVERY - 1 else GRID
+        side = SIDES[step % len(SIDES)]
         scenes = draw_batch("train", 400 + side, step, second.batch, side)
         labels, patches, packed, places, start = collate(scenes, packer, device)
         visual = model.visual(scenes, labels, patches)
