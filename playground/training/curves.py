@@ -14,7 +14,7 @@ PANELS = {
 
 
 def plot_curves(log: Path, file: Path) -> None:
-    """Draw a log.jsonl; dashed lines are answers at shifted positions."""
+    """Draw a log.jsonl; dashed lines are answers at shifted positions, dotted ones are of windows."""
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     figure: Figure
     figure, axes = plt.subplots(1, len(PANELS), figsize=(16, 4.5), sharey=True)
@@ -30,9 +30,9 @@ def plot_curves(log: Path, file: Path) -> None:
         colours = {}
         for name, points in curves.items():
             kind = name.rstrip("~0123456789")
+            label = None if kind in colours else kind
             colour = colours.setdefault(kind, f"C{len(colours)}")
             style = "--" if name.endswith("~") else ":" if name.endswith("12") else "-"
-            label = kind if style == "-" else None
             axis.plot(*zip(*points, strict=True), style, color=colour, label=label, linewidth=1.5)
         axis.set(title=title, xlabel="minutes", ylim=(0, 1.02))
         axis.grid(alpha=0.3)
