@@ -20,17 +20,17 @@ from .scenes.world import GRID
 
 ENLARGED = 10 * GRID  # pixels along a side of a picture on the page
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2rem auto; padding: 0 1rem; color: #222;
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1240px; margin: 2rem auto; padding: 0 1rem; color: #222;
   background: #fff }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13.5px }
-th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px }
+th, td { padding: .25rem .5rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }
 th:first-child, td:first-child { text-align: left } tr.dense td { font-weight: 600; border-bottom: 2px solid #888 }
 .wide { overflow-x: auto }
 figure { margin: 0 } figcaption { font-size: 13px; max-width: 240px }
 .row { display: flex; flex-wrap: wrap; gap: 14px; margin: .6rem 0 1.6rem }
 .right { color: #00695c } .wrong { color: #b3261e }
-img { max-width: 100% } .row img { image-rendering: pixelated; width: 180px; height: 180px }
+img { max-width: 100% } .row img { image-rendering: pixelated; width: 150px; height: 150px }
 """
 
 

@@ -21,9 +21,9 @@ STRICT = {
     *("t192_r25_img3", "t32_r50_img3", "t128_r0_img3"),
     *(case for case in CASES if case.startswith(("t128_r100", "t576_r50"))),
 }
-# Recorded as strict, but they hang on rounding: of 60 draws of 1e-6 noise on the first's tower outputs only 35 select the
-# same tokens, and the second selects others on a CPU without AVX-512. They are compared in float64, where the recording
-# says that nothing changes.
+# Recorded as strict, but they hang on rounding: of 60 draws of 1e-6 noise on the first's tower outputs only 35 select
+# the same tokens, and the second selects others on a CPU without AVX-512. They are compared in float64, where the
+# recording says that nothing changes.
 FRAGILE = {"t128_r0_img3", "t192_r25_img3"}
 
 
