@@ -71,9 +71,10 @@ class LlamaSentencePieceTokenizer(SentencePieceBackend):
         # Sentencepiece would drop special tokens, so it decodes the runs between them.
         runs = ((added, list(run)) for added, run in groupby(tokens, key=self._added_tokens_encoder.__contains__))
         text = "".join("".join(run) if added else self.sp_model.decode(run) for added, run in runs)
-        # The space from `tokenize`; under `legacy` sentencepiece put one in and takes it out again.
+        # The space from `tokenize`; under `legacy` sentencepiece put one in and takes it out again, and a model that
+        # removes extra spaces has done so too.
         starts_with_space = not self.legacy and tokens and tokens[0].startswith(SPIECE_UNDERLINE)
-        return text[1:] if starts_with_space else text
+        return text[1:] if starts_with_space and text.startswith(" ") else text
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:

@@ -46,7 +46,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def sweep(setting, name: str, folder: Path) -> str:
     """One of the five that compare cells: table.md, table.csv and NAME.png in `folder`; returns the table."""
-    from vscan.compare import compare
+    from vscan.compare import compare, weights_of
 
     from .studies.charts import plot_sweep
     from .studies.dense import depths_of
@@ -63,6 +63,7 @@ def sweep(setting, name: str, folder: Path) -> str:
         setting.model_path.resolve().name,
         batch_size=setting.batch_size,
         model_path=str(setting.model_path.resolve()),
+        weights=weights_of(setting.model_path),
     )
     points = measure(built, rows, setting.questions)
     text = write_tables(points, built, folder)

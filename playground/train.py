@@ -1,15 +1,15 @@
 """Train the embedded model from nothing: `python -m playground.train [--device cuda|cpu] [--resume]`.
 
 Tower and decoder are trained beside each other, a process each; then both go into one model, trained by two
-processes on a CPU and by one on a GPU. What is made on the way lies in playground/out/train.
+processes on a CPU and by one on a GPU. Checkpoints and logs of the stages lie in --out, the model in --model.
 """
 
 import argparse
 import os
-import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -28,16 +28,16 @@ from .vocabulary import write_tokenizer
 HERE = Path(__file__).parent
 # What made the shipped model, but for the restarts that README.md tells.
 TOWER = (Stage("tower_small", 1600, 24, 2.5e-3), Stage("tower", 300, 8, 1.2e-3))
-DECODER = Stage("decoder", 3200, 8, 2e-3)
-JOINT = (Stage("projector", 150, 8, 3e-3), Stage("joint", 1800, 8, 1.5e-3))
+DECODER = Stage("decoder", 2000, 8, 2e-3, matrix_rate=2e-2)
+JOINT = (Stage("projector", 150, 8, 3e-3), Stage("joint", 1500, 8, 1e-3, matrix_rate=1e-2))
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="playground.train", description=__doc__.splitlines()[0])
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m playground.train", description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cuda", "cpu"))
     parser.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
-    parser.add_argument("--out", type=Path, default=HERE / "out" / "train", help="checkpoints of stages, and the log")
-    parser.add_argument("--model", type=Path, default=HERE / "models" / "tiny-llava", help="the checkpoint to write")
+    parser.add_argument("--out", type=Path, default=HERE / "out" / "train", help="folder for checkpoints and logs")
+    parser.add_argument("--model", type=Path, default=HERE / "out" / "tiny-llava", help="the checkpoint to write")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the steps; small for a trial")
     parser.add_argument("--part", choices=("tower", "decoder", "joint"), help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
@@ -73,7 +73,8 @@ def run_part(args: argparse.Namespace) -> None:
         model = train_joint(args.out, args.device, tokenizer, tower, decoder, stages)
         if rank() == 0:
             export(model, args.out, args.model)
-            shutil.copy(args.out / "log.jsonl", args.model / "training.jsonl")
+            logs = [args.out / f"{stage.name}.jsonl" for stage in (*TOWER, DECODER, *JOINT)]
+            (args.model / "training.jsonl").write_text("".join(log.read_text() for log in logs))
             plot_curves(args.model / "training.jsonl", args.model / "training.png")
 
 
@@ -88,20 +89,27 @@ def start(args: argparse.Namespace, part: str, **variables: str) -> subprocess.P
 def wait(processes: list[subprocess.Popen]) -> None:
     """Wait for all of them; if one fails, stop the others."""
     try:
-        failed = [process for process in processes if process.wait() != 0]
+        while any(process.poll() is None for process in processes):
+            if any(process.poll() for process in processes):
+                break
+            time.sleep(1)
     finally:
         for process in processes:
             process.terminate()
-    if failed:
-        raise RuntimeError("a part of the training failed; what it said stands above, and --resume goes on from there")
+            process.wait()
+    if any(process.returncode for process in processes):
+        raise ValueError("a part of the training failed: what it said stands above, and --resume goes on from there")
 
 
-def main(arguments: list[str] | None = None) -> None:
-    args = parse(arguments)
+def main(argv: list[str]) -> None:
+    """Run the command; ValueError for bad input or a part that fails."""
+    args = parse(argv)
     if args.part:
         return run_part(args)
-    if not args.resume and (args.out / "log.jsonl").exists():
-        raise ValueError(f"expected a new folder for training, or --resume, got a run in {args.out}")
+    if not args.resume and any(args.out.glob("*.jsonl")):
+        raise ValueError(f"--out: expected a new folder for training, or --resume, got a run in {args.out}")
+    if args.model.exists() and not (args.model / "training.jsonl").is_file():
+        raise ValueError(f"--model: expected a new folder or an earlier model of this command, got {args.model}")
     args.out.mkdir(parents=True, exist_ok=True)
     if not (args.out / "tokenizer.model").exists():
         write_tokenizer(args.out)
@@ -112,7 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
         port = free.getsockname()[1]
     group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(number)}
     wait([start(args, "joint", **group, RANK=str(index)) for index in range(number)])
-    print(f"the model lies in {args.model}, its log in {args.out}")
+    print(f"the model lies in {args.model}, with its log and its curves")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from llava.conversation import build_prompt
 
 from .scenes.questions import LOCATE, SHORT, coordinate, for_training
 from .scenes.world import GLYPHS, GRID, draw_scene
+from .training.sizes import VOCABULARY
 
 SPACE = "\u2581"  # as sentencepiece writes it
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
@@ -52,7 +53,7 @@ def write_tokenizer(folder: Path) -> None:
         sentence_iterator=iter([line for prompt in prompts for line in prompt.splitlines()]),
         model_writer=model,
         model_type="bpe",
-        vocab_size=480,
+        vocab_size=VOCABULARY,
         hard_vocab_limit=False,
         byte_fallback=True,
         normalization_rule_name="identity",

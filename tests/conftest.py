@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: one thread, no network, where the recorded data lies."""
+"""Fixtures shared by all tests: one thread, no network, a tiny checkpoint, where the recorded data lies."""
 
 import os
 from pathlib import Path
@@ -25,3 +25,13 @@ def golden() -> Path:
     if not GOLDEN.is_dir():
         pytest.skip(f"the recorded data is not here: {GOLDEN.name} is expected in a folder `shared` beside the project")
     return GOLDEN
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """A checkpoint in the original format with random weights, alone in its folder; a new one for every test file."""
+    from playground.tiny import build_checkpoint
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-llava"
+    build_checkpoint(folder)
+    return folder

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from helpers import to_hugging_face
 from PIL import Image
 from transformers import CLIPImageProcessorPil, LlavaProcessor
@@ -14,20 +13,13 @@ import vscan
 from llava.eval.model_vqa_loader import main
 from llava.model.builder import load_model
 from llava.tokenizer import load_tokenizer
-from playground.tiny import build_checkpoint, draw
+from playground.tiny import draw
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def blocks(file, language):
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / file).read_text(), flags=re.DOTALL)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "tiny-llava"
-    build_checkpoint(folder)
-    return folder
 
 
 def test_the_snippet_of_the_readme_runs_and_prints_what_it_kept(checkpoint, tmp_path, capsys):

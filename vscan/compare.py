@@ -65,8 +65,8 @@ def compare(
         questions: with `answer`, and `category` where there are several, as in a question file.
         image_folder: what their images are relative to.
         output: folder for the answers files.
-        model_id: what answers call the model; with another one `output` is not continued. Weights are not looked at:
-            a model that was trained on needs another `model_id` or another folder.
+        model_id: what answers call the model; with another one `output` is not continued. Nor with other weights, if
+            `weights=weights_of(folder)` is among the record.
         conv_mode: conversation template.
         max_new_tokens, batch_size, num_workers: of an answer; prompts at a time, where questions about one image go
             together and encode it once; processes that prepare images.
@@ -163,9 +163,9 @@ def _cells(methods: str, budgets: str, config: dict, model_path: str) -> list[Ce
     return cells
 
 
-def _weights(folder: Path) -> list:
+def weights_of(folder: str | Path) -> list:
     """Names, sizes and times of a checkpoint's weight files: a model that was trained on since is another model."""
-    files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
+    files = sorted(file for file in Path(folder).iterdir() if file.suffix in (".safetensors", ".bin"))
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
@@ -221,7 +221,7 @@ def main(argv: list[str]) -> None:
             max_new_tokens=args.max_new_tokens,
             batch_size=args.batch_size,
             model_path=str(Path(args.model_path).resolve()),
-            weights=_weights(Path(args.model_path)),
+            weights=weights_of(args.model_path),
             dtype=args.dtype,
             device=args.device,
         )

@@ -14,7 +14,7 @@ PANELS = {
 
 
 def plot_curves(log: Path, file: Path) -> None:
-    """Draw a log.jsonl; dashed lines are answers at shifted positions, dotted ones are of windows."""
+    """Draw the stages' logs, one file; dashed lines are answers at shifted positions, dotted ones are of windows."""
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     figure: Figure
     figure, axes = plt.subplots(1, len(PANELS), figsize=(16, 4.5), sharey=True)

@@ -15,12 +15,13 @@ from transformers import LlamaForCausalLM
 from ..scenes.questions import for_training
 from ..scenes.world import GRID
 from . import running
-from .labels import NUM_CLASSES, patch_labels
+from .labels import NUM_CLASSES, THING_CLASSES, patch_labels
 from .packing import Packer, accuracies, answer_loss
-from .running import Stage, draw_batch, run_stage
+from .running import Stage, draw_batch, draw_scenes, run_stage
 from .sizes import WIDTH, text_config
-from .tower import WINDOW, grid_positions
+from .tower import grid_positions
 
+WINDOW = 16  # patches along a side: the least that hold as many things as a whole picture
 NUM_PREFIX = 5  # ids before the image
 
 
@@ -40,13 +41,14 @@ class Oracle(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A Llama with the oracle it learns from."""
+    """A Llama with the oracle it learns from, and the head that only training needs."""
 
     def __init__(self):
         super().__init__()
         self.llama = LlamaForCausalLM(text_config())
         nn.init.normal_(self.llama.model.embed_tokens.weight, std=0.3)
         self.oracle = Oracle()
+        self.naming = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, sum(THING_CLASSES)))
 
 
 def place_tokens(patches: np.ndarray, chance: np.random.Generator, shifted: bool) -> tuple[np.ndarray, float]:
@@ -69,7 +71,7 @@ def place_tokens(patches: np.ndarray, chance: np.random.Generator, shifted: bool
 
 
 def collate(scenes: list, packer: Packer, device, shifted: float = 0.5):
-    """Labels [B, N, 8], patches [B, N], packed questions, positions [B, N] and start [B] of `draw_batch`'s scenes."""
+    """Labels [B, N, 8], patches [B, N], packed questions, positions [B, N] and start [B] of `draw_scenes`'s scenes."""
     questions = [for_training(scene, chance) for scene, _, chance in scenes]
     patches = np.stack([grid_positions(scene) for scene, _, _ in scenes])
     placed = [
@@ -95,7 +97,7 @@ def evaluate(model: Decoder, visual_of, packer: Packer, device, side: int) -> di
         side: of the pictures, in patches.
     """
     scores = {}
-    scenes = draw_batch("validation", 1, 0, running.NUM_VALIDATION, side)
+    scenes = draw_scenes("validation", 1, range(running.NUM_VALIDATION), side)
     for name, shifted in (("", 0.0), ("~", 1.0)):
         labels, patches, packed, places, start = collate(scenes, packer, device, shifted)
         found = accuracies(model.llama, packed, visual_of(scenes, labels, patches), places, start)
@@ -109,9 +111,9 @@ def train_decoder(folder: Path, device, tokenizer, stage: Stage) -> Decoder:
     model, packer = Decoder().to(device), Packer(tokenizer)
 
     def step_loss(step: int) -> Tensor:
-        scenes = draw_batch("train", 100, step, stage.batch, WINDOW, pictures=False)
+        scenes = draw_batch(100, step, stage.batch, WINDOW, pictures=False)
         labels, patches, packed, places, start = collate(scenes, packer, device)
-        return answer_loss(model.llama, packed, model.oracle(labels, patches), places, start)
+        return answer_loss(model.llama, model.naming, packed, model.oracle(labels, patches), places, start)
 
     def score() -> dict[str, float]:
         def visual(scenes, labels, patches):

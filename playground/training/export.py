@@ -25,7 +25,7 @@ def export(model: Joint, tokenizer_folder: Path, folder: Path) -> None:
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    weights = {**model.decoder.llama.state_dict()}
+    weights = dict(model.decoder.llama.state_dict())
     weights |= {f"model.mm_projector.{name}": value for name, value in model.projector.state_dict().items()}
     tower = model.tower.tower
     prefix = "model.vision_tower.vision_tower.vision_model."
@@ -45,7 +45,7 @@ def export(model: Joint, tokenizer_folder: Path, folder: Path) -> None:
         reduction=REDUCTION,
     )
     config.save_pretrained(part)
-    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    ends = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     (part / "generation_config.json").write_text(json.dumps(ends, indent=2) + "\n")
     for name in TOKENIZER_FILES:
         shutil.copy(tokenizer_folder / name, part / name)

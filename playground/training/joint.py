@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..scenes.world import GRID
-from .decoder import Decoder, collate, evaluate
+from .decoder import WINDOW, Decoder, collate, evaluate
 from .labels import SHAPE
 from .packing import Packer, answer_loss
 from .running import Stage, draw_batch, run_stage
 from .sizes import WIDTH
 from .tower import Tower, to_pixels
 
-SIDES = (GRID, 16)  # of the pictures of one step and the next: windows cost less, with as many things
+SIDES = (GRID, WINDOW)  # of the pictures of one step and the next: windows cost less, with as many things
 
 
 class Joint(nn.Module):
@@ -32,7 +32,7 @@ class Joint(nn.Module):
         self.projector = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH))
 
     def features(self, scenes: list, patches: Tensor) -> Tensor:
-        """What LLaVA's tower gives for the pictures of `draw_batch`: [B, N, C]."""
+        """What LLaVA's tower gives for the pictures of `draw_scenes`: [B, N, C]."""
         with torch.no_grad():
             pixels = to_pixels([picture for _, picture, _ in scenes], patches.device)
             return self.tower.states(pixels, patches)[0][:, 1:]
@@ -54,18 +54,18 @@ def train_joint(folder: Path, device, tokenizer, tower: Tower, decoder: Decoder,
     first, second = stages
 
     def projector_loss(step: int) -> Tensor:
-        scenes = draw_batch("train", 300, step, first.batch)
+        scenes = draw_batch(300, step, first.batch)
         labels, patches, *_ = collate(scenes, packer, device)
         return model.distance(model.visual(scenes, labels, patches), labels, patches)
 
     def joint_loss(step: int) -> Tensor:
         side = SIDES[step % len(SIDES)]
-        scenes = draw_batch("train", 400 + side, step, second.batch, side)
+        scenes = draw_batch(400 + side, step, second.batch, side)
         labels, patches, packed, places, start = collate(scenes, packer, device)
         visual = model.visual(scenes, labels, patches)
         pull = max(0.0, 1 - step / (second.steps / 4))
         distance = model.distance(visual, labels, patches) if pull else 0.0
-        return answer_loss(decoder.llama, packed, visual, places, start) + pull * distance
+        return answer_loss(decoder.llama, decoder.naming, packed, visual, places, start) + pull * distance
 
     def score() -> dict[str, float]:
         return evaluate(model.decoder, model.visual, packer, device, GRID)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..scenes.world import COLOURS, GLYPH_SIDE, GLYPHS, GRID, SHAPES, SIDES, Scene
+from ..scenes.world import COLOURS, GLYPH_SIDE, GLYPHS, GRID, SHAPES, SIDES, Scene, Thing
 
 # Classes of each label of a patch, 0 for ground: shape (or sign), colour, letter, the patch's place in its thing, and
 # the thing's box (x1, y1, x2, y2 in patches, plus one).
@@ -10,6 +10,19 @@ NUM_CLASSES = (len(SHAPES) + 2, len(COLOURS) + 1, len(GLYPHS) + 1, 29, *[GRID + 
 SHAPE, COLOUR, LETTER, PLACE = range(4)
 NUM_SCENE_CLASSES = len(SHAPES) * len(COLOURS) + len(COLOURS) + len(GLYPHS)
 _COLOURS = list(COLOURS)
+MAX_LETTERS = 3
+# Classes of what a thing is, 0 for none such: shape (or sign), colour, box and letters.
+THING_CLASSES = (len(SHAPES) + 2, len(COLOURS) + 1, *[GRID + 2] * 4, *[len(GLYPHS) + 1] * MAX_LETTERS)
+
+
+def thing_labels(thing: Thing | None) -> list[int]:
+    """What a question's words for a thing stand for: its classes, all 0 if it is not there."""
+    if thing is None:
+        return [0] * len(THING_CLASSES)
+    shape = len(SHAPES) + 1 if thing.is_sign else SHAPES.index(thing.shape) + 1
+    letters = [GLYPHS.index(glyph) + 1 for glyph in thing.text]
+    letters += [0] * (MAX_LETTERS - len(letters))
+    return [shape, _COLOURS.index(thing.colour) + 1, *(edge + 1 for edge in thing.box), *letters]
 
 
 def patch_labels(scene: Scene) -> np.ndarray:

@@ -19,9 +19,16 @@ from llava.conversation import build_prompt
 from llava.mm_utils import tokenizer_image_token
 
 from ..scenes.questions import Question
+from ..scenes.world import SHAPES
+from .labels import THING_CLASSES, thing_labels
 
 IGNORED = -100
-KIND_WEIGHTS = {"reading": 3.0}  # a scene has only one or two signs to read
+NOUNS = (*SHAPES, "sign", "object")
+NAMED_AFTER = 5  # layers, of eight
+NAMING_WEIGHT = 0.3
+THING_WEIGHTS = (1.0, 1.0, *[0.5] * (len(THING_CLASSES) - 2))
+NO_THING = [-1] * len(THING_CLASSES)
+KIND_WEIGHTS = {"reading": 3.0, "attribute": 2.0}  # a scene has only one or two signs to read
 
 
 @dataclass
@@ -36,6 +43,7 @@ class Packed:
         targets: the next token where it is the answer's, else IGNORED, long [B, T].
         weights: how much a target counts in the loss, float [B, T].
         questions: of every picture, in the order of `groups`.
+        things: what the thing is whose name ends at a token, long [B, T, 9] (`thing_labels`); -1 at all other tokens.
     """
 
     prefix: Tensor
@@ -45,6 +53,12 @@ class Packed:
     targets: Tensor
     weights: Tensor
     questions: list[list[Question]]
+    things: Tensor
+
+    @property
+    def is_name(self) -> Tensor:
+        """Bool [B, T]."""
+        return self.things[..., 0] >= 0
 
 
 class Packer:
@@ -52,6 +66,7 @@ class Packer:
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
+        self.nouns = {tokenizer(f"the {noun}").input_ids[-1] for noun in NOUNS}
         self._encode = lru_cache(maxsize=1 << 16)(self._encode_now)
 
     def _encode_now(self, text: str, answer: str) -> tuple[list[int], list[int], list[int]]:
@@ -65,7 +80,7 @@ class Packer:
     def __call__(self, questions: list[list[Question]], device) -> Packed:
         rows = []
         for of_picture in questions:
-            columns: list[list] = [[], [], [], [], []]
+            columns: list[list] = [[], [], [], [], [], []]
             for group, question in enumerate(of_picture):
                 prefix, ids, answer = self._encode(question.text, question.answer)
                 length = len(ids) + len(answer) - 1
@@ -75,20 +90,26 @@ class Packer:
                 columns[3] += [IGNORED] * (len(ids) - 1) + answer
                 # A box has many tokens and would else drown the one-word answers.
                 columns[4] += [KIND_WEIGHTS.get(question.kind, 1.0) / len(answer) ** 0.5] * length
+                labels = [NO_THING] * length
+                named = [place for place, token in enumerate(ids) if token in self.nouns]
+                if question.kind != "counting":
+                    for place, thing in zip(named, question.about or [None], strict=True):
+                        labels[place] = thing_labels(thing)
+                columns[5] += labels
             rows.append(columns)
         longest = max(len(columns[0]) for columns in rows)
-        fill = (0, -1, 0, IGNORED, 0.0)
+        fill = (0, -1, 0, IGNORED, 0.0, NO_THING)
         arrays = [
             np.array([columns[index] + [fill[index]] * (longest - len(columns[index])) for columns in rows])
-            for index in range(5)
+            for index in range(6)
         ]
         tensors = [torch.from_numpy(array).to(device) for array in arrays]
         tensors[4] = tensors[4].float()
-        return Packed(torch.tensor(prefix, device=device), *tensors, questions)
+        return Packed(torch.tensor(prefix, device=device), *tensors[:5], questions, tensors[5])
 
 
-def answer_states(llama: LlamaForCausalLM, packed: Packed, visual: Tensor, positions: Tensor, start: Tensor) -> Tensor:
-    """The decoder's normed states where an answer's token comes next.
+def answer_states(llama: LlamaForCausalLM, packed: Packed, visual: Tensor, positions: Tensor, start: Tensor):
+    """The decoder's normed states where an answer's token comes next, and those at names, halfway.
 
     Args:
         visual: visual tokens [B, V, D].
@@ -96,7 +117,8 @@ def answer_states(llama: LlamaForCausalLM, packed: Packed, visual: Tensor, posit
         start: the position of a question's first token, float [B].
 
     Returns:
-        [number of targets, D], in the order of `packed.targets` flattened.
+        [number of targets, D], in the order of `packed.targets` flattened; [number of names, D] after `NAMED_AFTER`
+        layers, in the order of `packed.things`.
     """
     model = llama.model
     batch, num_text = packed.ids.shape
@@ -109,10 +131,13 @@ def answer_states(llama: LlamaForCausalLM, packed: Packed, visual: Tensor, posit
     same = packed.groups[:, :, None] == packed.groups[:, None, :]
     mask = hidden.new_zeros(batch, 1, num_text, num_prefix + num_text)
     mask[:, 0, :, num_prefix:].masked_fill_(~same.tril(), float("-inf"))
+    named = None
     for index, layer in enumerate(model.layers):
         is_last = index == len(model.layers) - 1
         hidden = _layer(layer, hidden, (cos, sin), mask, num_prefix, is_last)
-    return norm(model.norm, hidden[packed.targets != IGNORED])  # the last layer left the questions alone
+        if index + 1 == NAMED_AFTER:
+            named = hidden[:, num_prefix:][packed.is_name]
+    return norm(model.norm, hidden[packed.targets != IGNORED]), named  # the last layer left the questions alone
 
 
 def norm(module: nn.Module, hidden: Tensor) -> Tensor:
@@ -140,19 +165,34 @@ def _layer(layer, hidden: Tensor, rotation, mask: Tensor, num_prefix: int, is_la
     return hidden + layer.mlp(norm(layer.post_attention_layernorm, hidden))
 
 
-def answer_loss(llama: LlamaForCausalLM, packed: Packed, visual: Tensor, positions: Tensor, start: Tensor) -> Tensor:
-    """Cross-entropy of the answers, weighted as packed."""
-    states = answer_states(llama, packed, visual, positions, start)
+def answer_loss(
+    llama: LlamaForCausalLM, head: nn.Module, packed: Packed, visual: Tensor, positions: Tensor, start: Tensor
+) -> Tensor:
+    """Cross-entropy of the answers, weighted as packed, and of what the named things are.
+
+    Args:
+        head: from states at names to logits of `thing_labels`' classes.
+    """
+    states, named = answer_states(llama, packed, visual, positions, start)
     told = packed.targets != IGNORED
     each = F.cross_entropy(llama.lm_head(states), packed.targets[told], reduction="none")
     weights = packed.weights[told]
-    return (each * weights).sum() / weights.sum()
+    return (each * weights).sum() / weights.sum() + NAMING_WEIGHT * naming_loss(head, packed, named)
+
+
+def naming_loss(head: nn.Module, packed: Packed, named: Tensor) -> Tensor:
+    """Cross-entropy of what the named things are, summed over `thing_labels`' classes."""
+    labels = packed.things[packed.is_name]
+    losses = []
+    for index, logits in enumerate(head(named).split(THING_CLASSES, -1)):
+        losses.append(THING_WEIGHTS[index] * F.cross_entropy(logits, labels[:, index]))
+    return sum(losses)
 
 
 @torch.no_grad()
 def accuracies(llama: LlamaForCausalLM, packed: Packed, visual: Tensor, positions: Tensor, start: Tensor) -> dict:
     """Share of questions of each kind whose every answer token is the likeliest one: what greedy decoding would say."""
-    states = answer_states(llama, packed, visual, positions, start)
+    states, _ = answer_states(llama, packed, visual, positions, start)
     told = packed.targets != IGNORED
     right = llama.lm_head(states).argmax(-1) == packed.targets[told]
     rows = torch.arange(len(packed.ids), device=right.device)[:, None].expand_as(packed.groups)[told]

@@ -15,8 +15,10 @@ from tqdm import tqdm
 
 from ..scenes.picture import draw
 from ..scenes.world import GRID, draw_scene, source
+from .muon import Muon
 
 SAVE_EVERY = 120  # seconds
+DECAY = 0.03  # of weights
 NUM_VALIDATION = 32  # scenes that accuracies in the log are of
 
 
@@ -28,8 +30,9 @@ class Stage:
         name: of its checkpoint and in the log.
         steps: optimiser steps.
         batch: pictures a step, over all workers.
-        rate: highest learning rate; linear warm-up, then a cosine down to a twentieth.
+        rate: highest learning rate of AdamW; linear warm-up, then a cosine down to a twentieth.
         warmup: steps.
+        matrix_rate: highest learning rate of Muon for the matrices of a decoder's layers; 0 leaves all to AdamW.
     """
 
     name: str
@@ -37,12 +40,24 @@ class Stage:
     batch: int
     rate: float
     warmup: int = 60
+    matrix_rate: float = 0.0
 
-    def rate_at(self, step: int) -> float:
+    def share_at(self, step: int) -> float:
+        """Of the highest learning rates."""
         if step < self.warmup:
-            return self.rate * (step + 1) / self.warmup
+            return (step + 1) / self.warmup
         done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.rate * (0.05 + 0.95 * (1 + math.cos(math.pi * done)) / 2)
+        return 0.05 + 0.95 * (1 + math.cos(math.pi * done)) / 2
+
+    def optimisers(self, model: nn.Module) -> dict[float, torch.optim.Optimizer]:
+        """By their highest learning rate."""
+        wanted = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        matrices = [p for name, p in wanted.items() if self.matrix_rate and "model.layers." in name and p.ndim == 2]
+        others = [p for p in wanted.values() if all(p is not matrix for matrix in matrices)]
+        found = {self.rate: torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=DECAY)}
+        if matrices:
+            found[self.matrix_rate] = Muon(matrices, DECAY)
+        return found
 
 
 def rank() -> int:
@@ -73,31 +88,25 @@ def average_gradients(parameters: list[nn.Parameter]) -> None:
         start += gradient.numel()
 
 
-def draw_batch(split: str, seed: int, step: int, number: int, side: int = GRID, pictures: bool = True):
-    """This worker's share of a step's scenes.
+def draw_scenes(split: str, seed: int, numbers: range, side: int = GRID, pictures: bool = True):
+    """Scenes by their numbers.
 
     Returns:
         A list of (scene, picture or None, the scene's random numbers).
     """
-    start, share = step * number, number // num_workers()
     batch = []
-    for index in range(start + rank() * share, start + (rank() + 1) * share):
-        chance = source(split, seed, index)
+    for number in numbers:
+        chance = source(split, seed, number)
         scene = draw_scene(chance, split, side)
         batch.append((scene, draw(scene, chance) if pictures else None, chance))
     return batch
 
 
-class Log:
-    """Rows of a JSON lines file, written by the first worker."""
-
-    def __init__(self, folder: Path):
-        self.file = folder / "log.jsonl"
-
-    def write(self, **row) -> None:
-        if rank() == 0:
-            with self.file.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+def draw_batch(seed: int, step: int, number: int, side: int = GRID, pictures: bool = True):
+    """This worker's share of the training scenes of a step, as `draw_scenes` gives them."""
+    share = number // num_workers()
+    start = step * number + rank() * share
+    return draw_scenes("train", seed, range(start, start + share), side, pictures)
 
 
 def run_stage(
@@ -107,42 +116,46 @@ def run_stage(
     step_loss: Callable[[int], Tensor],
     evaluate: Callable[[], dict[str, float]],
     evaluate_every: int,
-    decay: float = 0.03,
 ) -> None:
     """Train what of a model wants gradients; go on where an interrupted run stopped; nothing if the stage is done.
 
     Args:
-        folder: for `<stage>.pt` and log.jsonl.
+        folder: for `<stage>.pt` and `<stage>.jsonl`, the log.
         model: trained in place, and saved with its optimiser every two minutes.
         step_loss: from the step to this worker's loss.
         evaluate: accuracies on validation scenes; called on the first worker alone.
         evaluate_every: steps.
-        decay: weight decay.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=stage.rate, betas=(0.9, 0.98), weight_decay=decay)
-    file, log = folder / f"{stage.name}.pt", Log(folder)
+    optimisers = stage.optimisers(model)
+    file, log = folder / f"{stage.name}.pt", folder / f"{stage.name}.jsonl"
     first, minutes = 0, 0.0
     if file.exists():
         saved = torch.load(file, map_location=next(model.parameters()).device, weights_only=True)
         model.load_state_dict(saved["model"])
-        optimiser.load_state_dict(saved["optimiser"])
+        for optimiser, state in zip(optimisers.values(), saved["optimisers"], strict=True):
+            optimiser.load_state_dict(state)
         first, minutes = saved["step"], saved["minutes"]
-    begun = last_saved = time.monotonic() - 60 * minutes
+    if rank() == 0:  # steps after the last checkpoint are done, and logged, again
+        rows = log.read_text().splitlines() if log.exists() else []
+        log.write_text("".join(f"{row}\n" for row in rows if json.loads(row)["step"] <= first))
+    last_saved = time.monotonic()
+    begun = last_saved - 60 * minutes
     mean = None
     bar = tqdm(
         range(first, stage.steps), stage.name, initial=first, total=stage.steps, disable=rank() > 0, mininterval=5
     )
     for step in bar:
-        for group in optimiser.param_groups:
-            group["lr"] = stage.rate_at(step)
         model.train()
         loss = step_loss(step)
-        optimiser.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         loss.backward()
         average_gradients(parameters)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
+        for rate, optimiser in optimisers.items():
+            for group in optimiser.param_groups:
+                group["lr"] = rate * stage.share_at(step)
+            optimiser.step()
         mean = loss.item() if mean is None else 0.98 * mean + 0.02 * loss.item()
         bar.set_postfix(loss=f"{mean:.3f}")
         done = step + 1
@@ -151,11 +164,12 @@ def run_stage(
             model.eval()
             with torch.no_grad():
                 scores = evaluate()
-            log.write(
-                stage=stage.name, step=done, pictures=done * stage.batch, minutes=round(minutes, 2), loss=mean, **scores
-            )
+            row = {"stage": stage.name, "step": done, "pictures": done * stage.batch, "minutes": round(minutes, 2)}
+            with log.open("a") as lines:
+                lines.write(json.dumps({**row, "loss": mean, **scores}) + "\n")
         if rank() == 0 and (done == stage.steps or time.monotonic() - last_saved > SAVE_EVERY):
             last_saved = time.monotonic()
-            state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": done, "minutes": minutes}
+            states = [optimiser.state_dict() for optimiser in optimisers.values()]
+            state = {"model": model.state_dict(), "optimisers": states, "step": done, "minutes": minutes}
             torch.save(state, file.with_suffix(".part"))
             file.with_suffix(".part").replace(file)

@@ -14,7 +14,7 @@ from transformers import CLIPVisionModel
 from ..scenes.world import GRID
 from . import running
 from .labels import COLOUR, LETTER, NUM_CLASSES, NUM_SCENE_CLASSES, SHAPE, patch_labels, scene_labels
-from .running import Stage, draw_batch, run_stage
+from .running import Stage, draw_batch, draw_scenes, run_stage
 from .sizes import FEATURE_LAYER, WIDTH, vision_config
 
 WINDOW = 12  # patches along a side of the small pictures that training begins with
@@ -94,7 +94,7 @@ def to_pixels(pictures: list[np.ndarray], device) -> Tensor:
 
 
 def collate(scenes: list, device) -> dict[str, Tensor]:
-    """What the tower's loss takes, from `draw_batch`."""
+    """What the tower's loss takes, from `draw_scenes`."""
     present, weight = zip(*(scene_labels(scene) for scene, _, _ in scenes), strict=True)
     arrays = {
         "positions": np.stack([grid_positions(scene) for scene, _, _ in scenes]),
@@ -108,7 +108,7 @@ def collate(scenes: list, device) -> dict[str, Tensor]:
 
 def accuracies(model: Tower, device, side: int) -> dict[str, float]:
     """Shares of validation patches labelled rightly; small and large shapes apart, for the mean hides the small."""
-    batch = collate(draw_batch("validation", 0, 0, 2 * running.NUM_VALIDATION, side), device)
+    batch = collate(draw_scenes("validation", 0, range(2 * running.NUM_VALIDATION), side), device)
     read, _ = model.states(batch["pixels"], batch["positions"])
     guesses = [logits.argmax(-1) for logits in model.patch_head(read[:, 1:]).split(NUM_CLASSES, -1)]
     labels = batch["labels"]
@@ -138,7 +138,7 @@ def train_tower(folder: Path, device, small: Stage, large: Stage) -> Tower:
     for stage, side in ((small, WINDOW), (large, GRID)):
 
         def step_loss(step: int, stage=stage, side=side) -> Tensor:
-            return model.loss(collate(draw_batch("train", side, step, stage.batch, side), device))
+            return model.loss(collate(draw_batch(side, step, stage.batch, side), device))
 
         def evaluate(side=side) -> dict[str, float]:
             return accuracies(model, device, side)

@@ -9,14 +9,6 @@ from safetensors.torch import load_file, save_file
 
 from llava.model.builder import choose_dtype, load_model
 from llava.model.multimodal_encoder.builder import PREFIX, find_vision_tower
-from playground.tiny import build_checkpoint
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "tiny-llava"
-    build_checkpoint(folder)
-    return folder
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from PIL import Image
 
 from llava.eval.model_vqa_loader import main
 from llava.model.builder import load_model
-from playground.tiny import build_checkpoint, draw
+from playground.tiny import draw
 
 REDUCED = ["--visual_token_num", "96", "--layer_list", "[4]", "--image_token_list", "[32]"]
 TEXTS = [
@@ -22,13 +22,6 @@ TEXTS = [
     "Why?\n",
     "How many?",
 ]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "tiny-llava"
-    build_checkpoint(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

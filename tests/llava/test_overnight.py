@@ -15,19 +15,12 @@ import torch
 from benchmarks.kills import kill_again_and_again
 from llava.eval.model_vqa_loader import main
 from llava.model.check import check_budget, check_checkpoint, check_reduction
-from playground.tiny import build_checkpoint, draw
+from playground.tiny import draw
 from vscan.config import ReductionConfig
 from vscan.eval.arguments import run_command
 
 REDUCED = ["--visual_token_num", "96", "--layer_list", "[4]", "--image_token_list", "[32]"]
 NUM_ROWS = 7
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "tiny-llava"
-    build_checkpoint(folder)
-    return folder
 
 
 @pytest.fixture

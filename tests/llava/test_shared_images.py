@@ -2,17 +2,15 @@
 
 import inspect
 import json
-import random
 from dataclasses import replace
 
 import pytest
 import torch
 from helpers import to_hugging_face
-from PIL import Image
 
 import vscan
 from llava.eval.answering import Answering, Preparation, load_checked
-from playground.tiny import build_checkpoint
+from playground.tiny import build_checkpoint, draw
 
 TEXTS = ["What is this?", "How many shapes\nare there, and of which colours?", "Why?", "Is it red?", "Where is it?"]
 SHOWN = ["a.png", "b.png", "a.png", None, "a.png"]
@@ -29,16 +27,6 @@ NEXT = {
     "mm_patch_merge_type": "spatial_unpad",
     "image_grid_pinpoints": [[336, 672], [672, 336]],
 }
-
-
-def draw(file, seed):
-    """A picture of a few rectangles."""
-    chance = random.Random(seed)
-    image = Image.new("RGB", (chance.randrange(200, 400), chance.randrange(200, 400)), "grey")
-    for _ in range(5):
-        corner = chance.randrange(150), chance.randrange(150)
-        image.paste(tuple(chance.randrange(256) for _ in range(3)), (*corner, corner[0] + 50, corner[1] + 70))
-    image.save(file)
 
 
 @pytest.fixture(scope="module")

@@ -33,8 +33,8 @@ TEXTS = st.lists(
 SPECIAL_TEXTS = st.lists(TEXTS | st.sampled_from(list(SPECIAL)), max_size=5).map("".join)
 
 
-def write_checkpoint(folder, **config):
-    """Writes a Llama tokenizer (byte pairs with byte fallback, spaces kept) in the original format."""
+def write_checkpoint(folder, remove_extra_whitespaces=False, **config):
+    """Writes a Llama tokenizer (byte pairs with byte fallback) in the original format."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(CORPUS),
@@ -43,7 +43,7 @@ def write_checkpoint(folder, **config):
         model_type="bpe",
         byte_fallback=True,
         normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
+        remove_extra_whitespaces=remove_extra_whitespaces,
         hard_vocab_limit=False,
         num_threads=1,
         minloglevel=2,
@@ -129,6 +129,14 @@ def test_decoding_is_that_of_sentencepiece(tokenizer, legacy_tokenizer, referenc
 def test_decoding_gives_the_text_back(tokenizer, text):
     ids = tokenizer(text).input_ids[1:]
     assert tokenizer.decode(ids) == text.replace("▁", " "), "sentencepiece's symbol for a space comes back as one"
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_model_that_removes_spaces_gives_its_answers_back_whole(tmp_path, legacy):
+    tokenizer = load_tokenizer(write_checkpoint(tmp_path / "trimming", remove_extra_whitespaces=True, legacy=legacy))
+    for answer in ("Two", "No", "a dog in the picture"):
+        before, ids = (tokenizer(text).input_ids for text in ("user:", f"user: {answer}"))
+        assert tokenizer.decode(ids[len(before) :]) == answer
 
 
 def test_special_tokens_as_transformers_4_37_treated_them(published):

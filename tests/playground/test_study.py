@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 
@@ -15,19 +16,11 @@ from playground.scenes.files import write_benchmark
 from playground.studies.results import mean_half_width
 from playground.studies.sweeps import Depths, build, layer_schedule
 from playground.study import main
-from playground.tiny import build_checkpoint
 from vscan.config import ReductionConfig
 from vscan.eval.table import paired_interval
 from vscan.flops import average_tokens, tokens_per_layer
 
 TINY = Depths(num_layers=8, num_vision_layers=6, num_tokens=576, global_layer=4)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "tiny-llava"
-    build_checkpoint(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +107,9 @@ def test_every_study_runs_on_own_data_and_goes_on_where_it_stopped(checkpoint, o
             assert picture.width > 900
     main(["merge", *flags])
     assert "to answer" not in capsys.readouterr().err
+    os.utime(checkpoint / "model.safetensors", ns=(1, 1))  # as if it had been trained on
+    with pytest.raises(ValueError, match="weights"):
+        main(["merge", *flags])
     with open(tmp_path / "merge" / "table.csv") as lines:
         rows = list(csv.DictReader(lines))
     assert [(row["series"], row["value"], row["paired"]) for row in rows[:3]] == [

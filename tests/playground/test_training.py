@@ -1,6 +1,8 @@
 """Training: what it computes equals the shipped model's own forward, lowers its loss, and goes on where it stopped."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from llava.model.builder import load_pretrained_model
 from llava.tokenizer import load_tokenizer
 from playground.scenes.questions import for_training
 from playground.scenes.world import GRID, SHAPES, Scene, Thing, draw_scene
+from playground.train import main as train
+from playground.train import wait
 from playground.training import decoder as decoder_stage
 from playground.training import joint as joint_stage
 from playground.training import tower as tower_stage
@@ -19,7 +23,7 @@ from playground.training.curves import plot_curves
 from playground.training.export import export
 from playground.training.labels import NUM_CLASSES, patch_labels, scene_labels
 from playground.training.packing import IGNORED, Packer, accuracies, answer_states
-from playground.training.running import Stage, draw_batch
+from playground.training.running import Stage, average_gradients, draw_batch, draw_scenes
 from playground.vocabulary import write_tokenizer
 
 
@@ -83,7 +87,7 @@ def test_labels_lie_where_the_things_are():
 def test_packed_questions_get_the_logits_of_the_plain_model_one_by_one(tokenizer):
     torch.manual_seed(0)
     model, packer = decoder_stage.Decoder().eval(), Packer(tokenizer)
-    scenes = draw_batch("train", 5, 0, 2, 12, pictures=False)
+    scenes = draw_scenes("train", 5, range(2), 12, pictures=False)
     labels, patches, packed, places, start = decoder_stage.collate(scenes, packer, "cpu", shifted=1.0)
     llama, visual = model.llama, model.oracle(labels, patches)
     with torch.no_grad():
@@ -108,7 +112,7 @@ def test_accuracy_counts_a_question_only_if_every_token_of_its_answer_is_right(t
     torch.manual_seed(0)
     model, packer = decoder_stage.Decoder().eval(), Packer(tokenizer)
     labels, patches, packed, places, start = decoder_stage.collate(
-        draw_batch("train", 6, 0, 2, 12, pictures=False), packer, "cpu"
+        draw_scenes("train", 6, range(2), 12, pictures=False), packer, "cpu"
     )
     visual = model.oracle(labels, patches)
     targets = packed.targets
@@ -148,31 +152,35 @@ def test_positions_are_the_grids_own_or_increase_and_the_text_comes_after():
 def test_a_tower_learns_and_an_interrupted_stage_ends_as_one_that_was_not(tmp_path, monkeypatch):
     stages = Stage("tower_small", 12, 4, 2e-3, warmup=2), Stage("tower", 2, 1, 1e-3, warmup=1)
     whole = tower_stage.train_tower(make(tmp_path / "whole"), "cpu", *stages)
-    rows = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "whole" / "tower_small.jsonl").read_text().splitlines()]
     assert rows[11]["stage"] == "tower_small"
     assert rows[11]["loss"] < rows[0]["loss"] - 1
 
     monkeypatch.setattr("playground.training.running.SAVE_EVERY", 0)
-    collate, calls = tower_stage.collate, []
+    save, saved = torch.save, []
 
-    def stop_in_the_middle(*args):
-        calls.append(1)
-        if len(calls) == 11:  # the eighth step, after the evaluations of the ones before
+    def stop_at_the_fifth(state, file):
+        saved.append(state["step"])
+        if len(saved) == 5:  # the row of this step is in the log already
             raise KeyboardInterrupt
-        return collate(*args)
+        save(state, file)
 
-    monkeypatch.setattr(tower_stage, "collate", stop_in_the_middle)
-    with pytest.raises(KeyboardInterrupt):
-        tower_stage.train_tower(make(tmp_path / "cut"), "cpu", *stages)
-    saved = torch.load(tmp_path / "cut" / "tower_small.pt", weights_only=True)["step"]
-    assert 0 < saved < 12
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", stop_at_the_fifth)
+        with pytest.raises(KeyboardInterrupt):
+            tower_stage.train_tower(make(tmp_path / "cut"), "cpu", *stages)
+    assert torch.load(tmp_path / "cut" / "tower_small.pt", weights_only=True)["step"] == 4
+    assert len((tmp_path / "cut" / "tower_small.jsonl").read_text().splitlines()) == 5
     again = tower_stage.train_tower(tmp_path / "cut", "cpu", *stages)
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], value, atol=1e-6, rtol=1e-5, msg=name)
-    before = (tmp_path / "cut" / "log.jsonl").read_text()
+    log = tmp_path / "cut" / "tower_small.jsonl"
+    before = log.read_text()
+    # The fifth step was taken twice, and stands there once.
+    assert [json.loads(line)["step"] for line in before.splitlines()] == list(range(1, 13))
     tower_stage.train_tower(tmp_path / "cut", "cpu", *stages)
-    assert (tmp_path / "cut" / "log.jsonl").read_text() == before  # what is done is not done again
-    plot_curves(tmp_path / "cut" / "log.jsonl", tmp_path / "log.png")
+    assert log.read_text() == before  # what is done is not done again
+    plot_curves(log, tmp_path / "log.png")
     assert (tmp_path / "log.png").stat().st_size > 10_000
 
 
@@ -182,7 +190,7 @@ def test_a_decoder_learns_and_the_whole_model_answers_from_its_exported_checkpoi
     torch.manual_seed(0)
     tower = tower_stage.Tower()
     decoder = decoder_stage.train_decoder(tmp_path, "cpu", tokenizer, Stage("decoder", 8, 2, 2e-3, warmup=2))
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "decoder.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0] - 0.2  # a slow mean
     frozen = {name: value.clone() for name, value in tower.state_dict().items()}
     before = {name: value.clone() for name, value in decoder.llama.state_dict().items()}
@@ -194,7 +202,7 @@ def test_a_decoder_learns_and_the_whole_model_answers_from_its_exported_checkpoi
     export(model, tokenizer_folder, tmp_path / "tiny-llava")
     assert sum(file.stat().st_size for file in (tmp_path / "tiny-llava").rglob("*") if file.is_file()) < 15e6
     loaded_tokenizer, loaded, processor, _ = load_pretrained_model(tmp_path / "tiny-llava", device="cpu")
-    scenes = draw_batch("train", 7, 0, 1)
+    scenes = draw_scenes("train", 7, range(1))
     labels, patches, packed, places, start = decoder_stage.collate(scenes, Packer(tokenizer), "cpu", shifted=0.0)
     with torch.no_grad():
         visual = model.visual(scenes, labels, patches)
@@ -210,6 +218,63 @@ def test_a_decoder_learns_and_the_whole_model_answers_from_its_exported_checkpoi
     answers = Answering(loaded_tokenizer, loaded, max_new_tokens=4, do_sample=False)([prompt])
     assert len(answers) == 1
     assert loaded.config.reduction == {"vscan": {"local_layer": 1}}
+
+
+def average(rank, folder):
+    """One of two workers: gradients of its own share of a batch, averaged with the other's."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    layer = torch.nn.Linear(3, 2)
+    torch.nn.init.ones_(layer.weight)
+    layer(torch.full((1, 3), 1.0 + rank)).square().sum().backward()
+    average_gradients(list(layer.parameters()))
+    numbers = [number for number, _, _ in map(numbered, draw_batch(9, 2, 4, 12, pictures=False))]
+    torch.save((layer.weight.grad, layer.bias.detach(), numbers), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def numbered(drawn):
+    """Which of the first scenes a drawn one is."""
+    scenes = [scene for scene, _, _ in draw_scenes("train", 9, range(16), 12, pictures=False)]
+    return scenes.index(drawn[0]), *drawn[1:]
+
+
+def test_two_workers_share_a_batch_and_step_with_the_mean_of_their_gradients(tmp_path):
+    torch.multiprocessing.spawn(average, (str(tmp_path),), nprocs=2)
+    (first, bias_0, numbers_0), (second, bias_1, numbers_1) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert torch.equal(first, second)
+    # d/dw (3 x + b)^2 = 2 (3 x + b) x for x = 1 and x = 2, each worker with a bias of its own.
+    expected = ((3 + bias_0) * 2 + (6 + bias_1) * 4) / 2
+    torch.testing.assert_close(first, expected[:, None].expand(2, 3))
+    assert (numbers_0, numbers_1) == ([8, 9], [10, 11])  # of step 2, four scenes a step
+
+
+def test_validation_scenes_are_not_shared_among_workers(monkeypatch):
+    monkeypatch.setattr("playground.training.running.num_workers", lambda: 2)
+    assert len(draw_batch(1, 0, 4, 12, pictures=False)) == 2
+    assert len(draw_scenes("validation", 1, range(4), 12, pictures=False)) == 4
+
+
+@pytest.mark.parametrize(
+    ("make_it_wrong", "message"),
+    [
+        (lambda folder: (make(folder / "out") / "tower.jsonl").touch(), "--out: expected a new folder for training"),
+        (lambda folder: make(folder / "model"), "--model: expected a new folder or an earlier model"),
+    ],
+)
+def test_what_lies_there_is_not_trained_over(tmp_path, make_it_wrong, message):
+    make_it_wrong(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        train(["--device", "cpu", "--out", str(tmp_path / "out"), "--model", str(tmp_path / "model")])
+
+
+def test_a_part_that_fails_stops_the_others(tmp_path):
+    long, broken = (
+        subprocess.Popen([sys.executable, "-c", code])
+        for code in ("import time; time.sleep(60)", "raise SystemExit(3)")
+    )
+    with pytest.raises(ValueError, match="a part of the training failed"):
+        wait([long, broken])
+    assert long.returncode != 0
 
 
 def make(folder):

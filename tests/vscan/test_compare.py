@@ -2,7 +2,6 @@
 
 import csv
 import json
-import random
 import re
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 from PIL import Image
 
 from llava.eval.answering import load_checked
-from playground.tiny import build_checkpoint
+from playground.tiny import draw
 from vscan import compare as module
 from vscan.compare import compare, main, report
 from vscan.config import ReductionConfig
@@ -20,23 +19,6 @@ from vscan.eval.cells import Cell
 from vscan.eval.questions import read_questions
 
 NAMES = ["dense", "vscan-64", "vscan-32", "fastervlm-64", "fastervlm-32"]
-
-
-def draw(file, seed):
-    """A picture of a few rectangles."""
-    chance = random.Random(seed)
-    image = Image.new("RGB", (chance.randrange(200, 400), chance.randrange(200, 400)), "grey")
-    for _ in range(5):
-        corner = chance.randrange(150), chance.randrange(150)
-        image.paste(tuple(chance.randrange(256) for _ in range(3)), (*corner, corner[0] + 50, corner[1] + 70))
-    image.save(file)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "tiny-llava"
-    build_checkpoint(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

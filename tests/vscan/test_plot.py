@@ -18,7 +18,6 @@ from llava.eval.answering import Answering, Preparation
 from llava.mm_utils import load_image_processor
 from llava.model.builder import load_model, load_pretrained_model
 from playground import tiny
-from playground.tiny import build_checkpoint
 from vscan import plot
 from vscan.models.clip import run_tower
 from vscan.scan import scan
@@ -28,13 +27,6 @@ PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 
 def noise(width, height, seed=0):
     return Image.frombytes("RGB", (width, height), random.Random(seed).randbytes(3 * width * height))
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "tiny-llava"
-    build_checkpoint(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import torch
 from helpers import tiny_llava
 
 import vscan
-from playground.tiny import build_checkpoint
 from vscan import bench as bench_module
 from vscan.bench import AFTER, BEFORE, MODELS, Bench, build, plan
 from vscan.flops import average_tokens, decoder_flops, kv_cache_bytes
@@ -187,13 +186,6 @@ def test_ratios_are_of_one_round_and_a_shortened_decoder_says_what_the_whole_one
     *_, head, _, line = cells(report(rows, 8))
     assert head[:5] == ["average", "prefill d/r", "r/f", "decode d/r", "r/f"]
     assert line[:5] == ["64", "3.636 ±0", "1.1 ±0", "1 ±0", "1 ±0"]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "tiny-llava"
-    build_checkpoint(folder)
-    return folder
 
 
 def test_the_command_prints_one_table_of_a_checkpoint(checkpoint, capsys):
