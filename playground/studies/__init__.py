@@ -10,5 +10,6 @@ Contents:
     attention   where [CLS] and the last prompt token look
     maps        the pictures of that
     lens        at which layer the answer settles
+    layers      means by layer with their intervals: the tables of these two
     tables      tables as files
 """

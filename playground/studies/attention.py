@@ -22,9 +22,9 @@ from vscan.models.clip import grid_of
 from ..scenes.world import SIDES, Thing
 from . import maps
 from .dense import Parts, Reader, check_one_view, preparation, tower_looks
+from .layers import Means, means_of, write_tables
 from .measures import auc, share_on, shares_of_rows
 from .setting import Setting, Shown, covered, read_shown
-from .tables import markdown, shown, write_csv
 
 NUM_EXAMPLES = 3
 GROUPS = {
@@ -55,18 +55,18 @@ class Example:
     about: tuple[Thing, ...] = ()
 
 
-Measures = dict[str, np.ndarray]  # {measure: [layers]}
+Measures = dict[str, np.ndarray]  # {measure: [layers]}, of one picture or question
 
 
-def mean_of(lines: list[Measures]) -> Measures:
-    """The mean over pictures or questions; of those that have a number."""
-    means = {}
-    for name in lines[0]:
-        values = np.array([line[name] for line in lines])
-        known = ~np.isnan(values)
-        total = np.where(known, values, 0).sum(0)
-        means[name] = np.divide(total, known.sum(0), out=np.full(values.shape[1:], math.nan), where=known.any(0))
-    return means
+def summarise(lines: list[Measures], questions: list[dict]) -> dict[str, Means]:
+    """Means over pictures or questions, of those that have a number: {measure: [layers]}.
+
+    Args:
+        lines: what was measured of each.
+        questions: which ones, or one about each picture.
+    """
+    clusters = [question["image"] for question in questions]
+    return {name: means_of(np.array([line[name] for line in lines]), clusters) for name in lines[0]}
 
 
 def measure_cls(looks: np.ndarray, things: list[Thing], grid: tuple[int, int]) -> Measures:
@@ -113,7 +113,7 @@ def picture_of(pixels: torch.Tensor, image_processor) -> np.ndarray:
 
 def watch_tower(
     setting: Setting, questions: list[dict], shown: Shown | None, prepare: Preparation
-) -> tuple[Measures, list[Example]]:
+) -> tuple[dict[str, Means], list[Example]]:
     """The tower's measures by block, and the first pictures."""
     grid = grid_of(Parts.of(setting.model).tower)
     of_image = list({question["image"]: question for question in questions}.values())
@@ -128,13 +128,14 @@ def watch_tower(
             lines.append(measures)
             if len(examples) < NUM_EXAMPLES:
                 examples.append(Example(picture_of(prompt.pixels, setting.image_processor), looks[:, index]))
-    return mean_of(lines), examples
+    return summarise(lines, of_image), examples
 
 
 def watch_decoder(
     setting: Setting, questions: list[dict], shown: Shown | None, prepare: Preparation
-) -> tuple[Measures, list[Example], np.ndarray]:
-    """The decoder's measures by layer, questions about the first pictures, the spread over rows [layers, height]."""
+) -> tuple[dict[str, Means], list[Example], Means]:
+    """The decoder's measures by layer, questions about the first pictures, and the spread over the rows of the grid
+    in percent [layers, height]."""
     grid = grid_of(Parts.of(setting.model).tower)
     reader, lines, spread = Reader(setting), [], []
     examples: dict[str, Example] = {}
@@ -147,7 +148,7 @@ def watch_decoder(
             look, image = looks[:, index], question["image"]
             things = about.get((image, question["text"]), ())
             lines.append(measure_last(look, things if about else None, grid))
-            spread.append(shares_of_rows(look, grid))
+            spread.append({"rows": 100 * shares_of_rows(look, grid)})
             # Of another picture and another kind than the ones before.
             kind = question.get("category", image)
             wanted = (things or not about) and kind not in kinds
@@ -155,26 +156,7 @@ def watch_decoder(
                 picture = picture_of(prompt.pixels, setting.image_processor)
                 kinds.add(kind)
                 examples[image] = Example(picture, look, question["text"], things)
-    return mean_of(lines), list(examples.values()), np.mean(spread, axis=0)
-
-
-def write_tables(tower: Measures, decoder: Measures, note: str, folder: Path) -> str:
-    """Write table.md, a table for each part, and table.csv, one for both; returns the former."""
-    parts = {"tower block": tower, "decoder layer": decoder}
-    texts, lines = [], []
-    for part, measures in parts.items():
-        number = len(next(iter(measures.values())))
-        rows = [[str(layer), *(float(values[layer]) for values in measures.values())] for layer in range(number)]
-        digits = [2 if name.startswith("AUC") else 1 for name in measures]
-        cells = [[row[0], *(shown(v, d) for v, d in zip(row[1:], digits, strict=True))] for row in rows]
-        texts.append(markdown([part, *measures], cells))
-        for layer in range(number):
-            both = {**dict.fromkeys((*tower, *decoder)), **{name: float(of[layer]) for name, of in measures.items()}}
-            lines.append([part, layer, *both.values()])
-    text = "\n".join([*texts, note])
-    (folder / "table.md").write_text(text)
-    write_csv(folder / "table.csv", ["part", "layer", *tower, *decoder], lines)
-    return text
+    return summarise(lines, questions), list(examples.values()), summarise(spread, questions)["rows"]
 
 
 def run(setting: Setting, folder: Path) -> str:
@@ -199,7 +181,7 @@ def run(setting: Setting, folder: Path) -> str:
         note += "What needs to know where things are is left out: the data has no scenes.jsonl.\n"
     elif not drawn.about:
         note += "What a question is about is left out: its scenes cannot be drawn again.\n"
-    text = write_tables(tower, decoder, note, folder)
+    text = write_tables({"tower block": tower, "decoder layer": decoder}, note, folder)
     maps.plot_measures(tower, decoder, spread, folder / "attention.png")
     maps.plot_tower(pictures, setting.model, folder / "attention-tower.png")
     maps.plot_decoder(asked, setting.model, folder / "attention-decoder.png")

@@ -1,10 +1,13 @@
 """Pictures of sweeps and of what changes from layer to layer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from vscan.eval.chart import COLOURS, GREY, MARKERS
 
+from .layers import Means
 from .results import Point
 from .sweeps import DENSE, Sweep
 
@@ -24,6 +27,17 @@ def tidy(axes, x: str, y: str) -> None:
     axes.set_ylabel(y)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def shade(fill: Callable, means: Means, colour: str, opacity: float = 0.15) -> None:
+    """The 95 % intervals of a line as a band; none where they are not known.
+
+    Args:
+        fill: `fill_between` of the axes, or `fill_betweenx` where the values lie on the x axis.
+        means: [points of the line].
+    """
+    low, high = (means.values + sign * means.half_widths for sign in (-1, 1))
+    fill(np.arange(len(low)), low, high, color=colour, alpha=opacity, linewidth=0)
 
 
 def _kinds(axes, line: Sequence[tuple[float, dict[str, float]]]) -> None:

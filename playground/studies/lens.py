@@ -18,14 +18,14 @@ from llava.conversation import build_prompt
 from llava.eval.answering import Preparation
 from llava.mm_utils import tokenizer_image_token
 from vscan.attention import device_of
-from vscan.eval.chart import COLOURS, MARKERS
+from vscan.eval.chart import COLOURS, GREY, MARKERS
 from vscan.eval.scoring import is_box
 from vscan.eval.table import NO_CATEGORY
 
-from .charts import new_figure, tidy
+from .charts import new_figure, shade, tidy
 from .dense import Parts, Reader, preparation
+from .layers import Means, means_of, write_tables
 from .setting import Setting
-from .tables import markdown, shown, write_csv
 
 ALL = "all questions"
 
@@ -95,27 +95,36 @@ def settle(setting: Setting, kinds: Sequence[str]) -> tuple[np.ndarray, np.ndarr
     return np.concatenate(same, axis=1), np.concatenate(right, axis=1)
 
 
-def by_kind(flags: np.ndarray, kinds: Sequence[str]) -> dict[str, np.ndarray]:
-    """Percent of the questions of each kind, and of all, by layer: {kind: [layers]}."""
-    names = np.array(kinds)
-    shares = {ALL: 100 * flags.mean(1)}
+def by_kind(flags: np.ndarray, kinds: Sequence[str], clusters: Sequence) -> dict[str, Means]:
+    """Percent of the questions of each kind, and of all, by layer: {kind: [layers]}.
+
+    Args:
+        flags: bool [layers, questions].
+        kinds, clusters: of the questions.
+    """
+    names, values = np.array(kinds), 100 * flags.T.astype(float)
     distinct = list(dict.fromkeys(kinds))
-    return shares | {name: 100 * flags[:, names == name].mean(1) for name in distinct if len(distinct) > 1}
+    shares = {ALL: means_of(values, clusters)}
+    for name in distinct if len(distinct) > 1 else []:
+        shares[name] = means_of(np.where((names == name)[:, None], values, np.nan), clusters)
+    return shares
 
 
-def plot(agree: dict[str, np.ndarray], right: dict[str, np.ndarray], file: Path) -> None:
-    """Both shares against the layer, a line a kind."""
+def plot(agree: dict[str, Means], right: dict[str, Means], file: Path) -> None:
+    """Both shares against the layer, a line a kind, each with its interval."""
     figure = new_figure(12.5, 4.6)
     titles = ("same token as after the last layer (%)", "token of the right answer (%)")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, title, shares in zip(panels, titles, (agree, right), strict=True):
-        for number, (kind, line) in enumerate(shares.items()):
+        for number, (kind, means) in enumerate(shares.items()):
             style = {"color": "black", "linewidth": 2.4, "zorder": 3}
             if number:
                 style = {"color": COLOURS[number - 1], "marker": MARKERS[number - 1], "linewidth": 1.3, "alpha": 0.8}
-            axes.plot(line, label=kind if axes is panels[0] else None, markersize=5, **style)
+            axes.plot(means.values, label=kind if axes is panels[0] else None, markersize=5, **style)
+            shade(axes.fill_between, means, style["color"], 0.08 if number else 0.2)
         axes.set_ylim(-3, 103)
-        axes.set_xticks(range(0, len(line), max(1, len(line) // 8)))
+        axes.set_xticks(range(0, len(means.values), max(1, len(means.values) // 8)))
+        axes.set_title("bands: 95 % intervals", fontsize=9, color=GREY)
         tidy(axes, "after decoder layer", title)
     figure.legend(loc="outside right upper", frameon=False)
     figure.savefig(file)
@@ -124,15 +133,11 @@ def plot(agree: dict[str, np.ndarray], right: dict[str, np.ndarray], file: Path)
 def run(setting: Setting, folder: Path) -> str:
     """The study: table.md, table.csv and lens.png in `folder`; returns the table."""
     kinds = [question.get("category", NO_CATEGORY) for question in setting.questions]
-    agree, right = (by_kind(flags, kinds) for flags in settle(setting, kinds))
-    header = ["layer", *(f"{kind}: {what}" for what in ("as last", "right") for kind in agree)]
-    columns = [*agree.values(), *right.values()]
-    lines = [[str(layer), *(float(column[layer]) for column in columns)] for layer in range(len(columns[0]))]
-    text = markdown(header, [list(map(shown, line)) for line in lines])
-    text += (
-        "\nPercent of the questions whose likeliest token after a layer is the last layer's, or the right answer's.\n"
-    )
-    (folder / "table.md").write_text(text)
-    write_csv(folder / "table.csv", header, lines)
+    clusters = [question.get("image") or row for row, question in enumerate(setting.questions)]
+    agree, right = (by_kind(flags, kinds, clusters) for flags in settle(setting, kinds))
+    both = {"as last": agree, "right": right}
+    measures = {f"{kind}: {what}": means for what, shares in both.items() for kind, means in shares.items()}
+    note = "Percent of the questions whose likeliest token after a layer is the last layer's, or the right answer's.\n"
+    text = write_tables({"layer": measures}, note, folder)
     plot(agree, right, folder / "lens.png")
     return text

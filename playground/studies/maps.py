@@ -12,20 +12,23 @@ from vscan.eval.chart import COLOURS, GREY, MARKERS
 from vscan.models.clip import grid_of
 
 from ..scenes.world import GRID
-from .charts import new_figure, tidy
+from .charts import new_figure, shade, tidy
 from .dense import Parts, vision_layers
+from .layers import Means
 
 if TYPE_CHECKING:
-    from .attention import Example, Measures
+    from .attention import Example
 
 SHARPEST = 99.5  # percentile of a map that gets the brightest colour: one patch may outshine all others
 
 
-def plot_measures(tower: Measures, decoder: Measures, spread: np.ndarray, file: Path) -> None:
+def plot_measures(tower: dict[str, Means], decoder: dict[str, Means], spread: Means, file: Path) -> None:
     """Everything against the layer: the tower above, the decoder below; panels without data are left out.
 
     Args:
-        spread: attention over the rows of the grid, [layers, height].
+        tower, decoder: [layers].
+        spread: percent of the attention on each row of the grid, [layers, height].
+        file: PNG to write.
     """
     from .attention import ASKED, ASKED_SHARE, CLS_ON_THINGS, DISTANCE, KEPT_LOWER, LOWER, MASS, THINGS, UPPER
 
@@ -44,7 +47,7 @@ def plot_measures(tower: Measures, decoder: Measures, spread: np.ndarray, file: 
             axes.set_axis_off()
             axes.text(0.5, 0.5, "needs scenes.jsonl", ha="center", color=GREY)
     _lines(panels[0, 2], {"": tower[DISTANCE]})
-    panels[0, 2].set_ylim(0, 1.1 * tower[DISTANCE].max())
+    panels[0, 2].set_ylim(bottom=0)
     tidy(panels[0, 2], block, "how far patches look (patches, mean)")
     lines = {"visual tokens, of all": decoder[MASS]}
     if ASKED_SHARE in decoder:
@@ -63,27 +66,32 @@ def plot_measures(tower: Measures, decoder: Measures, spread: np.ndarray, file: 
     panels[1, 1].set_ylim(bottom=0)
     tidy(panels[1, 1], layer, "share of the visual attention (%)")
     _spread(panels[1, 2], spread)
+    figure.suptitle("bands: 95 % intervals", fontsize=9, color=GREY)
     for axes in panels.flat:
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize=8)
     figure.savefig(file)
 
 
-def _lines(axes, lines: dict[str, np.ndarray], level: float | None = None) -> None:
-    """Values by layer; a level line is what no preference gives."""
+def _lines(axes, lines: dict[str, Means], level: float | None = None) -> None:
+    """Values by layer with their intervals; a level line is what no preference gives."""
     if level is not None:
         axes.axhline(level, color=GREY, linestyle="--", linewidth=1)
-    for number, (name, values) in enumerate(lines.items()):
+    for number, (name, means) in enumerate(lines.items()):
+        values = means.values
         if not np.isnan(values).all():
             axes.plot(values, label=name or None, color=COLOURS[number], marker=MARKERS[number], markersize=5)
+            shade(axes.fill_between, means, COLOURS[number])
             axes.set_xticks(range(0, len(values), max(1, len(values) // 8)))
 
 
-def _spread(axes, spread: np.ndarray) -> None:
+def _spread(axes, spread: Means) -> None:
     """Attention over the rows of the grid in an early, a middle and a late layer."""
-    height = spread.shape[1]
-    for number, layer in enumerate(early_middle_late(len(spread))):
-        axes.plot(100 * spread[layer], np.arange(height), label=f"layer {layer}", color=COLOURS[number], linewidth=1.8)
+    num_layers, height = spread.values.shape
+    for number, layer in enumerate(early_middle_late(num_layers)):
+        means = Means(spread.values[layer], spread.half_widths[layer])
+        axes.plot(means.values, np.arange(height), label=f"layer {layer}", color=COLOURS[number], linewidth=1.8)
+        shade(axes.fill_betweenx, means, COLOURS[number])
     axes.axvline(100 / height, color=GREY, linestyle="--", linewidth=1)
     axes.set_ylim(height - 0.5, -0.5)
     axes.set_xlim(left=0)

@@ -1,6 +1,5 @@
 """What a sweep came to: accuracies, differences to the dense model, and differences between paired series."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,9 @@ import numpy as np
 from vscan.eval.cells import Row
 from vscan.eval.table import NO_CATEGORY, Summary, paired_interval, summarise
 
+from .layers import NOTE
 from .sweeps import Sweep
-from .tables import markdown, shown, with_interval, write_csv
+from .tables import ends, markdown, shown, with_interval, write_csv
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def write_tables(points: Sequence[Point], sweep: Sweep, folder: Path) -> str:
         line += [shown(summary.retained)]
         line += [with_interval(*point.paired or (None, None))] * bool(pairs)
         lines.append([*line, summary.stages_text])
-    notes = [f"Value: {sweep.axis}. Intervals: 95 %, robust to several questions about one image."]
+    notes = [f"Value: {sweep.axis}. {NOTE}"]
     notes += [f"Paired difference: {'; '.join(pairs)}; question by question."] * bool(pairs)
     text = markdown(header, lines) + "\n" + "\n".join(notes) + "\n"
     (folder / "table.md").write_text(text)
@@ -109,9 +109,3 @@ def write_tables(points: Sequence[Point], sweep: Sweep, folder: Path) -> str:
         lines.append(line)
     write_csv(folder / "table.csv", header, lines)
     return text
-
-
-def ends(value: float | None, half_width: float | None) -> list[float | None]:
-    """A value with the ends of its interval."""
-    known = value is not None and not math.isnan(half_width)
-    return [value, value - half_width, value + half_width] if known else [value, None, None]

@@ -24,6 +24,12 @@ def with_interval(value: float | None, half_width: float | None) -> str:
     return f"{value:+.1f} [{value - half_width:+.1f}, {value + half_width:+.1f}]"
 
 
+def ends(value: float | None, half_width: float | None) -> list[float | None]:
+    """A value with the ends of its interval."""
+    known = value is not None and not math.isnan(half_width)
+    return [value, value - half_width, value + half_width] if known else [value, None, None]
+
+
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A table in columns of even width, the first one left, the others right."""
     widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]

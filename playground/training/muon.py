@@ -45,10 +45,12 @@ class Muon(torch.optim.Optimizer):
                 ]
                 for momentum, parameter in zip(momenta, parameters, strict=True):
                     momentum.lerp_(parameter.grad, 1 - MOMENTUM)
-                ahead = torch.stack([
-                    parameter.grad.lerp(momentum, MOMENTUM)
-                    for momentum, parameter in zip(momenta, parameters, strict=True)
-                ])
+                ahead = torch.stack(
+                    [
+                        parameter.grad.lerp(momentum, MOMENTUM)
+                        for momentum, parameter in zip(momenta, parameters, strict=True)
+                    ]
+                )
                 length = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
                 for parameter, update in zip(parameters, orthogonalise(ahead), strict=True):
                     parameter.mul_(1 - group["lr"] * group["decay"]).sub_(update, alpha=length)

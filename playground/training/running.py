@@ -49,15 +49,13 @@ class Stage:
         done = (step - self.warmup) / max(1, self.steps - self.warmup)
         return 0.05 + 0.95 * (1 + math.cos(math.pi * done)) / 2
 
-    def optimisers(self, model: nn.Module) -> dict[float, torch.optim.Optimizer]:
-        """By their highest learning rate."""
+    def optimisers(self, model: nn.Module) -> list[tuple[float, torch.optim.Optimizer]]:
+        """With their highest learning rates."""
         wanted = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         matrices = [p for name, p in wanted.items() if self.matrix_rate and "model.layers." in name and p.ndim == 2]
         others = [p for p in wanted.values() if all(p is not matrix for matrix in matrices)]
-        found = {self.rate: torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=DECAY)}
-        if matrices:
-            found[self.matrix_rate] = Muon(matrices, DECAY)
-        return found
+        found = [(self.rate, torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=DECAY))]
+        return found + [(self.matrix_rate, Muon(matrices, DECAY))] if matrices else found
 
 
 def rank() -> int:
@@ -133,7 +131,7 @@ def run_stage(
     if file.exists():
         saved = torch.load(file, map_location=next(model.parameters()).device, weights_only=True)
         model.load_state_dict(saved["model"])
-        for optimiser, state in zip(optimisers.values(), saved["optimisers"], strict=True):
+        for (_, optimiser), state in zip(optimisers, saved["optimisers"], strict=True):
             optimiser.load_state_dict(state)
         first, minutes = saved["step"], saved["minutes"]
     if rank() == 0:  # steps after the last checkpoint are done, and logged, again
@@ -152,7 +150,7 @@ def run_stage(
         loss.backward()
         average_gradients(parameters)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        for rate, optimiser in optimisers.items():
+        for rate, optimiser in optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = rate * stage.share_at(step)
             optimiser.step()
@@ -169,7 +167,7 @@ def run_stage(
                 lines.write(json.dumps({**row, "loss": mean, **scores}) + "\n")
         if rank() == 0 and (done == stage.steps or time.monotonic() - last_saved > SAVE_EVERY):
             last_saved = time.monotonic()
-            states = [optimiser.state_dict() for optimiser in optimisers.values()]
+            states = [optimiser.state_dict() for _, optimiser in optimisers]
             state = {"model": model.state_dict(), "optimisers": states, "step": done, "minutes": minutes}
             torch.save(state, file.with_suffix(".part"))
             file.with_suffix(".part").replace(file)

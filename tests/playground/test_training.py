@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from llava.eval.answering import Answering, Preparation
 from llava.model.builder import load_pretrained_model
 from llava.tokenizer import load_tokenizer
 from playground.scenes.questions import for_training
-from playground.scenes.world import GRID, SHAPES, Scene, Thing, draw_scene
+from playground.scenes.world import COLOURS, GLYPHS, GRID, SHAPES, Scene, Thing, draw_scene
 from playground.train import main as train
 from playground.train import wait
 from playground.training import decoder as decoder_stage
@@ -22,8 +23,9 @@ from playground.training import tower as tower_stage
 from playground.training.curves import plot_curves
 from playground.training.export import export
 from playground.training.labels import NUM_CLASSES, patch_labels, scene_labels
-from playground.training.packing import IGNORED, Packer, accuracies, answer_states
-from playground.training.running import Stage, average_gradients, draw_batch, draw_scenes
+from playground.training.muon import Muon
+from playground.training.packing import IGNORED, NAMED_AFTER, Packer, accuracies, answer_states
+from playground.training.running import Stage, average_gradients, draw_batch, draw_scenes, run_stage
 from playground.vocabulary import write_tokenizer
 
 
@@ -91,8 +93,8 @@ def test_packed_questions_get_the_logits_of_the_plain_model_one_by_one(tokenizer
     labels, patches, packed, places, start = decoder_stage.collate(scenes, packer, "cpu", shifted=1.0)
     llama, visual = model.llama, model.oracle(labels, patches)
     with torch.no_grad():
-        logits = llama.lm_head(answer_states(llama, packed, visual, places, start))
-        expected = []
+        states, named = answer_states(llama, packed, visual, places, start)
+        expected, halfway = [], []
         for row in range(2):
             for group in range(len(packed.questions[row])):
                 mine = packed.groups[row] == group
@@ -103,9 +105,94 @@ def test_packed_questions_get_the_logits_of_the_plain_model_one_by_one(tokenizer
                 positions = torch.cat([torch.arange(number), places[row], after])[None]
                 length = embeds.shape[1]
                 causal = torch.full((length, length), float("-inf")).triu(1)[None, None]
-                output = llama(inputs_embeds=embeds, position_ids=positions, attention_mask=causal).logits[0]
-                expected.append(output[-int(mine.sum()) :][packed.targets[row][mine] != IGNORED])
-    torch.testing.assert_close(logits, torch.cat(expected), atol=2e-5, rtol=0)
+                output = llama(
+                    inputs_embeds=embeds, position_ids=positions, attention_mask=causal, output_hidden_states=True
+                )
+                own = slice(-int(mine.sum()), None)
+                expected.append(output.logits[0, own][packed.targets[row][mine] != IGNORED])
+                halfway.append(output.hidden_states[NAMED_AFTER][0, own][packed.is_name[row][mine]])
+    torch.testing.assert_close(llama.lm_head(states), torch.cat(expected), atol=2e-5, rtol=0)
+    torch.testing.assert_close(named, torch.cat(halfway), atol=2e-5, rtol=0)
+
+
+def test_every_name_in_a_question_is_labelled_with_its_thing_where_it_ends(tokenizer):
+    scenes = draw_scenes("train", 5, range(8), pictures=False)
+    *_, packed, _, _ = decoder_stage.collate(scenes, Packer(tokenizer), "cpu")
+    kinds = set()
+    for row, of_picture in enumerate(packed.questions):
+        for group, question in enumerate(of_picture):
+            mine = packed.groups[row] == group
+            names = packed.is_name[row][mine]
+            words = tokenizer.convert_ids_to_tokens(packed.ids[row][mine][names])
+            if question.kind == "counting":
+                assert not words
+                continue
+            kinds.add((question.kind, question.answer == "no"))
+            labels = packed.things[row][mine][names].tolist()
+            if not question.about:
+                assert labels == [[0] * 9]
+            assert len(labels) == len(words) == max(1, len(question.about))
+            for thing, label, word in zip(question.about, labels, words, strict=False):
+                assert word.strip("▁") in (thing.shape, "object")
+                shapes, colours = [*SHAPES, "sign"], list(COLOURS)
+                edges, letters = [edge + 1 for edge in thing.box], [GLYPHS.index(glyph) + 1 for glyph in thing.text]
+                assert label[:2] == [shapes.index(thing.shape) + 1, colours.index(thing.colour) + 1]
+                assert label[2:] == edges + letters + [0] * (3 - len(letters))
+    assert len(kinds) == 6
+
+
+def test_muon_steps_as_torchs_own_does():
+    torch.manual_seed(0)
+    mine = [torch.nn.Parameter(torch.randn(shape)) for shape in ((6, 4), (4, 9), (6, 4))]
+    theirs = [torch.nn.Parameter(parameter.detach().clone()) for parameter in mine]
+    one = Muon(mine, decay=0.1)
+    other = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, momentum=0.95)
+    one.param_groups[0]["lr"] = 0.02
+    for _ in range(3):
+        for parameter, copy in zip(mine, theirs, strict=True):
+            parameter.grad = torch.randn(parameter.shape)
+            copy.grad = parameter.grad.clone()
+        one.step()
+        other.step()
+    for parameter, copy in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(parameter, copy, atol=2e-3, rtol=0)  # theirs is rounded to bfloat16
+
+
+class Small(torch.nn.Module):
+    """A matrix that Muon takes, and a bias that AdamW takes."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = torch.nn.Module()
+        self.model.layers = torch.nn.ModuleList([torch.nn.Linear(3, 3)])
+        torch.nn.init.eye_(self.model.layers[0].weight)
+        torch.nn.init.zeros_(self.model.layers[0].bias)
+
+    def forward(self, step):
+        inputs = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
+        return (self.model.layers[0](inputs) - inputs.flip(1)).square().mean()
+
+
+def test_both_optimisers_go_on_where_they_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr("playground.training.running.SAVE_EVERY", 0)
+    stage = Stage("small", 9, 1, 1e-2, warmup=2, matrix_rate=1e-2)
+    weights = []
+    for folder, stop in (("whole", None), ("cut", 5)):
+        make(tmp_path / folder)
+        for last in (stop, None) if stop else (None,):
+            model = Small()
+
+            def step_loss(step, model=model, last=last):
+                if step == last:
+                    raise KeyboardInterrupt
+                return model(step)
+
+            with pytest.raises(KeyboardInterrupt) if last else nullcontext():
+                run_stage(stage, tmp_path / folder, model, step_loss, dict, evaluate_every=3)
+        weights.append(model.state_dict())
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, atol=1e-6, rtol=0)
+        assert not torch.equal(value, Small().state_dict()[name])
 
 
 def test_accuracy_counts_a_question_only_if_every_token_of_its_answer_is_right(tokenizer):
@@ -119,7 +206,7 @@ def test_accuracy_counts_a_question_only_if_every_token_of_its_answer_is_right(t
     with torch.no_grad():
         told = targets != IGNORED
         packed.targets = targets.clone()
-        best = model.llama.lm_head(answer_states(model.llama, packed, visual, places, start)).argmax(-1)
+        best = model.llama.lm_head(answer_states(model.llama, packed, visual, places, start)[0]).argmax(-1)
         packed.targets[told] = best
         assert set(accuracies(model.llama, packed, visual, places, start).values()) == {1.0}
         last = int(told[0].nonzero()[-1])  # one token of one question of the first picture
@@ -206,7 +293,7 @@ def test_a_decoder_learns_and_the_whole_model_answers_from_its_exported_checkpoi
     labels, patches, packed, places, start = decoder_stage.collate(scenes, Packer(tokenizer), "cpu", shifted=0.0)
     with torch.no_grad():
         visual = model.visual(scenes, labels, patches)
-        mine = model.decoder.llama.lm_head(answer_states(model.decoder.llama, packed, visual, places, start))
+        mine = model.decoder.llama.lm_head(answer_states(model.decoder.llama, packed, visual, places, start)[0])
 
         Image.fromarray(scenes[0][1]).save(tmp_path / "0.png")
         prepare = Preparation.of(loaded, loaded_tokenizer, processor, str(tmp_path), "vicuna_v1")
