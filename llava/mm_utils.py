@@ -18,24 +18,20 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from vscan.eval.checkpoint import model_name as get_model_name_from_path
+from vscan.eval.images import read_image as load_image
+from vscan.eval.images import resize
 
-
-def load_image(path: str | Path) -> Image.Image:
-    """Returns the image in the file `path` as RGB.
-
-    As in the published preprocessing, transparency is dropped, not blended, and an EXIF orientation is ignored.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not an image, or not a whole one.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"expected an image file at {path}, found nothing there") from None
-    except Exception as error:  # Pillow's readers report a broken file by errors of every kind
-        raise ValueError(f"expected a complete image file that Pillow can read at {path}: {error}") from error
+__all__ = [
+    "cut_into_crops",
+    "expand2square",
+    "expand_image_tokens",
+    "get_model_name_from_path",
+    "load_image",
+    "load_image_processor",
+    "process_images",
+    "tokenizer_image_token",
+]
 
 
 def load_image_processor(folder: str | Path) -> CLIPImageProcessorPil:
@@ -80,17 +76,6 @@ def select_best_resolution(image_size: tuple[int, int], resolutions: list) -> tu
         return kept, kept - resolution[0] * resolution[1]
 
     return tuple(max(resolutions, key=fit))
-
-
-def resize(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Returns `image` resized by Pillow's bicubic filter, along the width first.
-
-    Pillow 13 may resize along the height first, which changes pixels by some grey levels; before it was always this
-    order, and published results rest on it.
-    """
-    return image.resize((width, image.height), Image.Resampling.BICUBIC).resize(
-        (width, height), Image.Resampling.BICUBIC
-    )
 
 
 def cut_into_crops(image: Image.Image, resolutions: list, side: int) -> list[Image.Image]:
@@ -199,11 +184,3 @@ def expand_image_tokens(
         return ids.masked_fill(is_image, image_token_id).repeat_interleave(counts)
     image = [image_token_id] * tokens_per_image
     return [out for token in ids for out in (image if token == IMAGE_TOKEN_INDEX else [token])]
-
-
-def get_model_name_from_path(path: str | Path) -> str:
-    """Returns the last component of `path`, with its parent's name in front if it is a "checkpoint-..." folder."""
-    components = str(path).strip("/").split("/")
-    if components[-1].startswith("checkpoint-"):
-        return "_".join(components[-2:])
-    return components[-1]

@@ -5,8 +5,9 @@
     print(reduction.stats())
 
 Rooms: `config` (what to reduce), `scan` and `merge` (which tokens stay, where the others go), `attention` (the few
-attention rows that are needed), `decoder` (the loop whose prompt gets shorter), `methods` (one file a method),
-`models` (what differs per model), `api` (reduce, apply), `flops`, `eval` (question files in, answers out).
+attention rows that are needed), `received` (attention received, where there is no [CLS]), `decoder` (the loop whose
+prompt gets shorter), `prompt` and `masks` (what is known of that prompt), `methods` (one file a method), `models` (what
+differs per model), `api` (reduce, apply), `flops`, `eval` (question files in, answers out).
 
 Names resolve on first use, so that `vscan.config`, `vscan.flops` and `vscan.eval` work before torch is imported.
 """

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .config import Budget, ReductionConfig, count
 from .methods import method_class
-from .models import installer, unwrapped
+from .models import defaults, installer, unwrapped
 from .prompt import PromptState
 from .stats import Stats, collect
 
@@ -39,20 +39,22 @@ class Reduction:
 
     def fit(
         self,
-        num_tokens: int,
+        num_tokens: int | None,
         num_vision_layers: int,
         num_decoder_layers: int,
         compact_positions: bool,
         text_config,
         dtype: torch.dtype,
+        rank_with_rotary: bool = True,
     ) -> None:
         """Called by the model's adapter: check the reduction against the model and settle what depends on it.
 
         Args:
-            num_tokens: visual tokens of a view.
+            num_tokens: visual tokens of a view; None where views vary in size.
             num_vision_layers, num_decoder_layers: depth of the vision encoder and of the decoder.
             compact_positions: what positions="auto" means on this model.
             text_config, dtype: the decoder's config and dtype, for FLOPs and cache sizes.
+            rank_with_rotary: whether the decoder's ranking applies the rotary embedding.
 
         Raises:
             ValueError: for a layer that the model does not have.
@@ -60,13 +62,19 @@ class Reduction:
         for layer, _ in self.config.layers:
             if layer >= num_decoder_layers:
                 raise ValueError(f"layers: expected decoder layers 0 to {num_decoder_layers - 1}, got {layer}")
+        budget = self.config.visual_tokens
         self.num_tokens = num_tokens
-        self.num_kept = count(num_tokens, self.config.visual_tokens)
-        if self.num_kept < num_tokens:
+        self.num_kept = None if num_tokens is None else count(num_tokens, budget)
+        if num_tokens is None:
+            self.reduces_views = budget is not None and not (isinstance(budget, float) and budget == 1)
+        else:
+            self.reduces_views = self.num_kept < num_tokens
+        if self.reduces_views:
             self.method.check(num_vision_layers)
         self.compact_positions = {"auto": compact_positions, "compact": True, "original": False}[self.config.positions]
         self.text_config = text_config
         self.dtype = dtype
+        self.rank_with_rotary = rank_with_rotary
 
     def kept(self, stage: int = -1) -> Tensor:
         """Which columns of the last prompt a stage left.
@@ -105,7 +113,8 @@ def apply(
     """Reduce the visual tokens of a model until the returned handle's `remove()` is called.
 
     Args:
-        model: a stock transformers model (LlavaForConditionalGeneration) or one loaded by `llava.model.builder`.
+        model: a stock transformers model (LlavaForConditionalGeneration, LlavaNextForConditionalGeneration,
+            Qwen2_5_VLForConditionalGeneration) or one loaded by `llava.model.builder`.
         method: a name in `vscan.METHODS`.
         visual_tokens: tokens kept per image after the vision encoder: a count, or a share in (0, 1]; None keeps all.
         layers: {decoder layer: budget}: before that layer visual tokens are pruned to the budget; a count is per
@@ -123,8 +132,8 @@ def apply_config(model: nn.Module, config: ReductionConfig) -> Reduction:
     """`apply` for a configuration that is at hand."""
     model = unwrapped(model)
     install = installer(model)
-    defaults = (getattr(model.config, "reduction", None) or {}).get(config.method)
-    reduction = Reduction(config, defaults)
+    of_checkpoint = (getattr(model.config, "reduction", None) or {}).get(config.method)
+    reduction = Reduction(config, {**defaults(model, config.method), **(of_checkpoint or {})})
     reduction._undo = install(reduction)
     return reduction
 

@@ -1,8 +1,9 @@
 """The one decoder loop: a prompt that gets shorter on its way through the layers, and the tokens decoded after it.
 
-`Decoder` is mixed into a transformers text model (Llama). A *segment* is a run of layers that see the same prompt; each
-has its own attention mask, positions and cache length. Masks and rotary embeddings are made once per segment, and
-positions reach the layers as rotary embeddings only: as numbers, positions with gaps would be read as packed sequences.
+`Decoder` is mixed into a transformers text model (Llama, Qwen2.5-VL). A *segment* is a run of layers that see the same
+prompt; each has its own attention mask, positions and cache length. Masks and rotary embeddings are made once per
+segment, and positions reach the layers as rotary embeddings only: as numbers, positions with gaps would be read as
+packed sequences.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,8 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .attention import device_of, prompt_rows
 from .config import Budget, count
-from .prompt import PromptState, Segment, VisualPrompt, all_true, padding_mask
+from .masks import all_true, padding_mask
+from .prompt import PromptState, Segment, VisualPrompt
 from .scan import top
 
 # Columns of the prompt of the `generate` call under way. Without a cache every step brings the answer so far as well,
@@ -70,7 +72,7 @@ class Decoder:
         Args:
             inputs_embeds: [B, L, D]; placeholders whose token the vision stage dropped hold NaN.
             attention_mask: [B, L], or what generate makes of it for a static cache, or None.
-            position_ids: long [B or 1, L], positions in the full prompt, or None.
+            position_ids: long [B or 1, L], positions in the full prompt, or None; for M-RoPE [3 or 4, B or 1, L].
             past_key_values: a cache, empty before the prompt, or None.
             visual_prompt: where the visual tokens are; None while decoding.
 
@@ -80,6 +82,8 @@ class Decoder:
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
+        if position_ids is not None and position_ids.ndim == 3:
+            position_ids = position_ids[-3:]  # M-RoPE; text positions, which serve to make masks, may come first
         given = (hidden, attention_mask, position_ids, past_key_values)
         if visual_prompt is not None:
             state, starts, boundary = _prefill(self, visual_prompt, *given)
@@ -99,7 +103,7 @@ class Decoder:
                     layer_idx=index,
                     allow_is_causal_skip=valid is None,  # a mask is here because it masks something
                 )
-                rotary = self.rotary_emb(hidden, position_ids=positions)
+                rotary = rotary_of(self, hidden, positions)
             hidden = layer(
                 hidden,
                 attention_mask=mask,
@@ -116,8 +120,9 @@ class Decoder:
     def layer_prune(self, layer_idx: int, hidden: Tensor, segment: Segment, budget: Budget, num_columns: int):
         """Keep the visual tokens that the last prompt token attends to most, in the layer about to run.
 
-        S_text = mean_h softmax(Q_last K^T / sqrt(d)), with that layer's own norm, q, k and rotary embedding; the
-        softmax runs over the whole causal row, text included (VScan, section 4). Every visual token of a row competes.
+        S_text = mean_h softmax(Q_last K^T / sqrt(d)), with that layer's own norm, q and k, and its rotary embedding
+        unless the model is ranked without; the softmax runs over the whole causal row, text included (VScan, section
+        4). Every visual token of a row competes.
 
         Args:
             layer_idx: the layer about to run.
@@ -139,7 +144,7 @@ class Decoder:
         hidden = hidden.to(device_of(layer))
         segment = segment.to(hidden.device)
         query, allowed = segment.query(num_columns)
-        rotary = self.rotary_emb(hidden, position_ids=segment.positions)
+        rotary = rotary_of(self, hidden, segment.positions) if self.reduction.rank_with_rotary else None
         scores = self.reduction.method.scores(prompt_rows(layer, hidden, query, rotary, allowed))
         best = top(scores.masked_fill(~segment.visual, -torch.inf), max(keep))  # B max(keep)
         kept = torch.ones_like(best, dtype=torch.bool)
@@ -148,6 +153,13 @@ class Decoder:
             kept = rank < torch.tensor(keep, device=hidden.device).unsqueeze(1)
         kept = torch.zeros_like(segment.visual).scatter_(1, best, kept)
         return segment.shorten(hidden, kept, keep, layer_idx, self.reduction.compact_positions)
+
+
+def rotary_of(model, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """The rotary embeddings (cos, sin) of positions [B or 1, S], or [3, B or 1, S] for M-RoPE."""
+    if positions.ndim == 2 and hasattr(model.rotary_emb, "mrope_section"):
+        positions = positions.expand(3, -1, -1)  # text counts alike on all three axes
+    return model.rotary_emb(hidden, position_ids=positions)
 
 
 def state_of(cache: Cache | None, num_new: int) -> PromptState | None:
@@ -177,7 +189,9 @@ def _prefill(model, prompt: VisualPrompt, hidden, attention_mask, position_ids, 
     budgets = dict(model.reduction.config.layers)
     num_columns = prompt_columns.get() or hidden.shape[1]
     segment = Segment.whole(prompt, hidden, padding_mask(attention_mask, hidden.shape[1]), position_ids)
-    state = PromptState(hidden.shape[1], [])
+    positions = segment.positions
+    following = positions.amax(dim=(0, 2) if positions.ndim == 3 else 1).unsqueeze(-1) + 1
+    state = PromptState(hidden.shape[1], following, [])
     if cache is not None:
         cache.visual_prompt_state = state
 
@@ -196,12 +210,11 @@ def _prefill(model, prompt: VisualPrompt, hidden, attention_mask, position_ids, 
 
 def _decode(state: PromptState, hidden, attention_mask, position_ids, cache):
     """Set up the pass over tokens that follow a reduced prompt: where segments start, and the function for it."""
-    segments = {segment.start: segment for segment in state.segments}
+    segments = state.by_start
     if position_ids is None:
-        seen = cache.get_seq_length() + state.length - segments[0].length
-        position_ids = torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0) + seen
+        position_ids = state.positions_after(cache.get_seq_length(), hidden.shape[1])
     after = None
-    if attention_mask is not None and attention_mask.ndim == 2:
+    if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
         after = attention_mask[:, state.length :] != 0
         if segments[0].valid is None and all_true(after):
             after = None

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .masks import compact
+
 
 @dataclass
 class VisualPrompt:
@@ -39,9 +41,31 @@ class VisualPrompt:
         repeated = (numbers and [number for number in numbers for _ in range(times)] for numbers in lists)
         return VisualPrompt(self.visual.repeat_interleave(times, dim=0), *repeated)
 
+    def joined(self, other: "VisualPrompt") -> "VisualPrompt":
+        """The same prompts with the visual tokens of another modality as well: images and videos."""
+
+        def sums(of_self, of_other):
+            return [sum(pair) for pair in zip(of_self, of_other, strict=True)]
+
+        num_kept = None
+        if self.num_kept is not None and other.num_kept is not None:
+            num_kept = sums(self.num_kept, other.num_kept)
+        return VisualPrompt(
+            self.visual | other.visual,
+            sums(self.num_views, other.num_views),
+            sums(self.num_visual, other.num_visual),
+            num_kept,
+            self.num_valid,
+        )
+
     @classmethod
     def read(
-        cls, visual: Tensor, attention_mask: Tensor | None, sizes: list[int], views: list[int], kept: int | None
+        cls,
+        visual: Tensor,
+        attention_mask: Tensor | None,
+        sizes: list[int],
+        views: list[int],
+        kept: list[int] | None,
     ) -> "VisualPrompt":
         """Count what each row holds. One row without a mask needs no data; else it is one host read per prompt.
 
@@ -49,7 +73,7 @@ class VisualPrompt:
             visual: bool [B, L].
             attention_mask: bool [B, L], or None where nothing is padding.
             sizes, views: placeholders and views of every image, in the order in which the rows hold them.
-            kept: how many tokens of a view are left by the encoder, or None where that depends on the picture.
+            kept: how many tokens of every image are left by the encoder, or None where that depends on the picture.
 
         Raises:
             ValueError: if the rows' placeholders are not those of these images.
@@ -60,37 +84,19 @@ class VisualPrompt:
         else:
             mask = torch.ones_like(visual) if attention_mask is None else attention_mask.to(visual.device)
             placeholders, valid = torch.stack((visual.sum(1), mask.sum(1))).tolist()
-        num_views, left = [], list(zip(sizes, views, strict=True))
+        num_views, num_kept = [], []
+        left = list(zip(sizes, views, sizes if kept is None else kept, strict=True))
         for number in placeholders:
             num_views.append(0)
+            num_kept.append(0)
             while number > 0 and left:
-                size, of_image = left.pop(0)
-                number, num_views[-1] = number - size, num_views[-1] + of_image
+                size, of_image, stay = left.pop(0)
+                number, num_views[-1], num_kept[-1] = number - size, num_views[-1] + of_image, num_kept[-1] + stay
             if number:
                 raise ValueError(f"expected the placeholders of images of {sizes} tokens, got {placeholders} per row")
         if left:
             raise ValueError(f"expected the placeholders of images of {sizes} tokens, got {placeholders} per row")
-        num_kept = None if kept is None else [number * kept for number in num_views]
-        return cls(visual, num_views, placeholders, num_kept, valid)
-
-
-def padding_mask(attention_mask: Tensor | None, length: int) -> Tensor | None:
-    """The columns of a prompt that hold tokens, as bool [B, L], from whatever mask a model is given.
-
-    Args:
-        attention_mask: [B, L]; or [B, 1, L, K] as generate builds it for a static cache, where the last query sees
-            every column that is no padding; or None.
-        length: L.
-    """
-    if attention_mask is None or attention_mask.ndim == 2:
-        return None if attention_mask is None else attention_mask != 0
-    last = attention_mask[:, 0, -1, :length]
-    return last if last.dtype == torch.bool else last == 0
-
-
-def all_true(mask: Tensor) -> bool:
-    """Whether a mask masks nothing: a host read, as transformers does it for masks that it is given."""
-    return bool(mask.all())
+        return cls(visual, num_views, placeholders, None if kept is None else num_kept, valid)
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,7 @@ class Segment:
         columns: long [B, S], the column of the full prompt that each of its columns came from.
         valid: bool [B, S], columns that hold a token; None where all do.
         visual: bool [B, S], columns that hold a visual token.
-        positions: long [B or 1, S], the position of each column.
+        positions: long [B or 1, S], the position of each column; [3, B or 1, S] for M-RoPE (time, height, width).
         removed: long [B, 1], what to subtract from a position in the full prompt.
         num_visual, num_valid: visual tokens and columns that hold a token, per row.
     """
@@ -127,7 +133,7 @@ class Segment:
         Args:
             hidden: [B, L, D].
             valid: bool [B, L] or None.
-            position_ids: long [B or 1, L], or None for 0, 1, 2, ...
+            position_ids: long [B or 1, L] or [3, B or 1, L], or None for 0, 1, 2, ...
         """
         batch, length = hidden.shape[:2]
         columns = torch.arange(length, device=hidden.device).expand(batch, -1)
@@ -189,7 +195,8 @@ class Segment:
             kept: bool [B, S], a subset of `visual`.
             num_kept: kept visual tokens per row.
             start: first layer of the segment that begins here.
-            compact_positions: close the gaps in the positions; else every token stays at its own.
+            compact_positions: close the gaps in the positions, which for M-RoPE means to number the tokens as text;
+                else every token stays at its own.
 
         Returns:
             [B, S', D] and the new segment; S' is the longest row, shorter rows are filled up and masked.
@@ -206,8 +213,14 @@ class Segment:
             valid = None
         else:  # fillers are masked, but NaN times zero is NaN
             hidden = hidden.masked_fill(~valid.unsqueeze(-1), 0)
-        positions, removed = self.positions.expand(hidden.shape[0], -1), self.removed
-        if compact_positions:
+        axes = self.positions.shape[:-2]  # none, or 3 for M-RoPE
+        positions, removed = self.positions.expand(*axes, *stay.shape), self.removed
+        if compact_positions and axes:
+            # What follows comes after the largest coordinate, and is to come after the last token.
+            num_left = torch.tensor(num_valid, device=hidden.device)
+            removed = removed + (positions.amax(dim=(0, 2)) + 1 - num_left).unsqueeze(1)
+            positions = (stay.cumsum(dim=1) - 1).clamp(min=0).expand(*axes, -1, -1)
+        elif compact_positions:
             positions = positions - dropped.cumsum(dim=1)
             removed = removed + dropped.sum(dim=1, keepdim=True)
         return hidden, replace(
@@ -216,7 +229,7 @@ class Segment:
             columns=self.columns.gather(1, columns),
             valid=valid,
             visual=kept.gather(1, columns),
-            positions=positions.gather(1, columns),
+            positions=positions.gather(-1, columns.expand(*axes, -1, -1)),
             removed=removed,
             num_visual=num_kept,
             num_valid=num_valid,
@@ -239,31 +252,28 @@ class PromptState:
 
     Args:
         length: columns of the full prompt.
+        next_position: long [B or 1, 1], the position in the full prompt of what follows it.
         segments: from layer 0 up; of two with the same start the later one counts.
     """
 
     length: int
+    next_position: Tensor
     segments: list[Segment]
 
+    @property
+    def by_start(self) -> dict[int, Segment]:
+        """The segments by their first layers."""
+        return {segment.start: segment for segment in self.segments}
 
-def compact(keep: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Columns that stay, in order, as [B, length]: no sort, no device sync.
+    def positions_after(self, num_cached: int | Tensor, num_new: int) -> Tensor:
+        """Positions in the full prompt of tokens that are about to follow.
 
-    Rows that keep fewer than `length` columns are filled up with their first columns that were not kept.
+        Args:
+            num_cached: columns that the first layer's cache holds.
+            num_new: tokens that follow them.
 
-    Args:
-        keep: bool [B, L].
-        length: the largest number of kept columns of a row, or more.
-
-    Returns:
-        Long columns [B, length], and bool [B, length]: kept (not a filler).
-    """
-    batch, width = keep.shape
-    dropped = ~keep
-    missing = length - keep.sum(dim=1, keepdim=True)
-    include = keep | (dropped & (dropped.cumsum(dim=1) <= missing))
-    target = torch.where(include, include.cumsum(dim=1) - 1, length)
-    source = torch.arange(width, device=keep.device).expand(batch, -1)
-    columns = source.new_zeros(batch, length + 1).scatter_(1, target, source)
-    valid = keep.new_zeros(batch, length + 1).scatter_(1, target, keep)
-    return columns[:, :length], valid[:, :length]
+        Returns:
+            Long [B or 1, num_new].
+        """
+        ahead = torch.arange(num_new, device=self.next_position.device)
+        return self.next_position + (num_cached - self.by_start[0].length + ahead)

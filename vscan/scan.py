@@ -74,6 +74,28 @@ def local_scan(scores: Tensor, grid: tuple[int, int], num: int, window: int = 6)
     return picked.flatten(1)[:, slots]
 
 
+def capped_local_scan(scores: Tensor, grid: tuple[int, int], num: int, window: int = 4) -> Tensor:
+    """The best tokens of the whole view, of each window at most ceil(num / num_windows) (VScan on Qwen2.5-VL).
+
+    Args:
+        scores: [V, N] fp32, N = height * width.
+        grid, window: as in `local_scan`.
+        num: tokens to select; fewer come where the windows hold fewer under that cap.
+
+    Returns:
+        Long indices [V, K], K <= num, by descending score.
+    """
+    table, sizes = window_table(grid, window, scores.device)
+    cap = -(-num // len(sizes))
+    in_windows = scores[:, table.clamp(min=0)].masked_fill(table < 0, -torch.inf)  # V W S
+    best = top(in_windows, cap)  # V W cap
+    picked = table.expand(scores.shape[0], -1, -1).gather(-1, best).flatten(1)
+    # Where a window is smaller than the cap, padding (-1) was picked: it goes to a column that is cut off.
+    eligible = torch.full((scores.shape[0], scores.shape[1] + 1), -torch.inf, device=scores.device)
+    eligible = eligible.scatter_(1, picked % (scores.shape[1] + 1), 0)[:, :-1]
+    return top(scores + eligible, min(num, sum(min(size, cap) for size in sizes)))
+
+
 def global_scan(scores: Tensor, excluded: Tensor, num: int) -> Tensor:
     """The best tokens of the whole view that are not excluded: x^g = { x_i : S_i >= tau } (VScan, section 4).
 
@@ -95,17 +117,20 @@ def scan(
     num: int,
     window: int = 6,
     global_share: float = 0.5,
+    capped: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Local scan first, global scan over the rest; what windows floor away goes to the global scan.
 
     Args:
-        local_scores, global_scores: [V, N] fp32, attention of [CLS] in a shallow and in a deep layer.
+        local_scores, global_scores: [V, N] fp32, attention that the tokens get in a shallow and in a deep layer.
         num: tokens kept in all, at most N; the budget is met exactly.
         global_share: share of `num` that the global scan asks for.
+        capped: the local scan is `capped_local_scan` instead of `local_scan`.
 
     Returns:
         Local indices [V, K] and global indices [V, num - K], both long.
     """
     # The small addend undoes the rounding of a decimal share: 1 - 0.9 is a little less than 0.1.
-    local = local_scan(local_scores, grid, int(num * (1 - global_share) + 1e-9), window)
+    num_local = int(num * (1 - global_share) + 1e-9)
+    local = (capped_local_scan if capped else local_scan)(local_scores, grid, num_local, window)
     return local, global_scan(global_scores, local, num - local.shape[1])

@@ -77,7 +77,7 @@ def collect(reduction, state: PromptState) -> Stats:
     config = reduction.text_config
     num_layers = config.num_hidden_layers
     size = (config.hidden_size, config.intermediate_size)
-    segments = {segment.start: segment for segment in state.segments}
+    segments = state.by_start
     segment_of, current = [], None
     for layer in range(num_layers):
         current = segments.get(layer, current)

@@ -2,11 +2,9 @@
 
 import inspect
 from dataclasses import dataclass
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -14,6 +12,8 @@ from llava.conversation import build_prompt
 from llava.mm_utils import expand_image_tokens, load_image, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from vscan.api import Reduction
+from vscan.eval import checkpoint
+from vscan.eval.answering import left_padded, read_stages
 from vscan.eval.questions import image_file
 from vscan.eval.runner import Answer
 from vscan.models.llava_next import image_lengths
@@ -27,14 +27,8 @@ def load_checked(
     Raises:
         FileNotFoundError, ValueError: for whatever keeps it from loading.
     """
-    try:
-        options = {"device": device, "attn_implementation": attn_implementation, "dtype": dtype}
-        return load_pretrained_model(model_path, **options)[:3]
-    except (AssertionError, ImportError, RuntimeError, UnpicklingError, SafetensorError) as error:
-        raise ValueError(
-            f"model path {model_path!r}: expected a checkpoint that loads on device {device or 'auto'}, "
-            f"got {type(error).__name__}: {error}"
-        ) from error
+    options = {"attn_implementation": attn_implementation, "dtype": dtype}
+    return checkpoint.load_checked(load_pretrained_model, model_path, device, **options)[:3]
 
 
 def is_original(model) -> bool:
@@ -122,15 +116,12 @@ class Answering:
         if not self.is_original:
             image = self.model.config.image_token_id
             rows = [expand_image_tokens(row, image, length) for row, length in zip(rows, lengths, strict=True)]
-        length = max(map(len, rows))
-        pad = self.generation.get("pad_token_id") or 0
-        ids = torch.tensor([[pad] * (length - len(row)) + row for row in rows], device=self.model.device)
-        mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=self.model.device)
+        ids, mask = left_padded(rows, self.model.device)
         with torch.inference_mode():
             output = self.model.generate(ids, attention_mask=mask, **self._images(prompts), **self.generation)
-        new = output if self.is_original else output[:, length:]
+        new = output if self.is_original else output[:, ids.shape[1] :]
         texts = self.tokenizer.batch_decode(new, skip_special_tokens=True)
-        stats = self._stats(lengths)
+        stats = read_stages(self.reduction, lengths)
         return [Answer(text.strip(), stats) for text, stats in zip(texts, stats, strict=True)]
 
     def _images(self, prompts: list[Prompt]) -> dict:
@@ -174,12 +165,3 @@ class Answering:
             return num_tokens
         sizes = torch.tensor([prompt.image_size[::-1]])
         return image_lengths(self.model.base_model, sizes, num_tokens)[0][0]
-
-    def _stats(self, lengths: list[int]) -> list[dict]:
-        """Visual tokens of each row: before reduction, and [layer, tokens] for every stage."""
-        stages = [[[0, number]] for number in lengths]
-        if self.reduction is not None and any(lengths):
-            rows = self.reduction.stats().rows
-            repeats = len(rows) // len(lengths)  # beams
-            stages = [row.stages if row.visual_tokens else [[0, 0]] for row in rows[::repeats]]
-        return [{"visual_tokens": number, "stages": stage} for number, stage in zip(lengths, stages, strict=True)]

@@ -9,22 +9,26 @@ stopped, in whatever way, is continued by the same command, also with another nu
 """
 
 import argparse
-import sys
-from pathlib import Path
+from functools import partial
 
 from llava.conversation import get_conversation
 from llava.model.check import check_budget, check_checkpoint, check_reduction
 from vscan.eval.arguments import (
     add,
+    add_generation_arguments,
+    add_question_arguments,
     add_reduction_arguments,
-    add_run_arguments,
+    generation,
     parse,
     reduction_config,
     run_command,
+    run_record,
 )
+from vscan.eval.checkpoint import model_name
 from vscan.eval.questions import check_folder, check_images, chunk, read_questions
 from vscan.eval.ranks import Ranks
-from vscan.eval.records import AnswersFile, Part
+from vscan.eval.records import Part
+from vscan.eval.runner import answer_file, run
 
 
 def main(argv: list[str]) -> None:
@@ -34,7 +38,8 @@ def main(argv: list[str]) -> None:
         FileNotFoundError, ValueError: for bad input; rows answered before it are kept.
     """
     parser = argparse.ArgumentParser(prog="python -m llava.eval.model_vqa_loader", add_help=False, allow_abbrev=False)
-    add_run_arguments(parser, max_new_tokens=128)
+    add_question_arguments(parser)
+    add_generation_arguments(parser, max_new_tokens=128)
     add_reduction_arguments(parser)
     add(parser, "--model-base", default=None, help="must be left out: merge an adapter into its base first")
     add(parser, "--conv-mode", default="vicuna_v1", help="conversation template")
@@ -51,43 +56,19 @@ def main(argv: list[str]) -> None:
     config = check_checkpoint(args.model_path)
     check_reduction(reduction, config, args.model_path)
 
+    record = {**run_record(args), "reduction": reduction and reduction.to_dict()}
     ranks = Ranks()
-    answers = todo = None
-    if ranks.rank == 0:
-        answers = AnswersFile(args.answers_file, {**_record(args), "reduction": reduction and reduction.to_dict()})
-        todo = answers.todo(questions)
-    todo = ranks.share(todo)
-    shard = ranks.shard(todo)
-    if shard:
-        part = answers if ranks.num_ranks == 1 else Part.of_rank(args.answers_file, ranks.rank, ranks.num_ranks)
-        _answer(args, reduction, config, questions, shard, part, ranks)
-        if part is not answers:
-            part.close()
-    ranks.share()
-    if ranks.rank == 0:
-        answers.merge()
-        left = answers.todo(questions)
-        if left and not skip:
-            raise OSError(f"{args.answers_file}: expected {len(questions)} rows, {len(left)} are missing; run it again")
-        if left:
-            print(
-                f"{args.answers_file}: {len(left)} of {len(questions)} rows were skipped, see "
-                f"{answers.skipped_file.name}; the same command tries them again",
-                file=sys.stderr,
-            )
-        elif not todo:
-            print(f"{args.answers_file}: {len(questions)} rows, nothing left to answer")
+    answer_file(
+        args.answers_file, record, questions, partial(_answer, args, reduction, config, questions, ranks), ranks, skip
+    )
 
 
-def _answer(args, reduction, config: dict, questions: list[dict], todo: list[int], part: Part, ranks: Ranks) -> None:
+def _answer(args, reduction, config: dict, questions: list[dict], ranks: Ranks, todo: list[int], part: Part) -> None:
     """Load the model and answer the rows `todo` into `part`."""
-    from llava.mm_utils import get_model_name_from_path
     from vscan.api import apply_config
-    from vscan.eval.runner import run
 
     from .answering import Answering, Preparation, load_checked
 
-    name = get_model_name_from_path(args.model_path)
     tokenizer, model, image_processor = load_checked(
         args.model_path, ranks.device(args.device), args.dtype, args.attn_implementation
     )
@@ -96,36 +77,18 @@ def _answer(args, reduction, config: dict, questions: list[dict], todo: list[int
     if reduction is not None:
         applied = apply_config(model, reduction)
         check_budget(reduction, config, applied.num_tokens)
-    sampling = {"do_sample": False, "temperature": None, "top_p": None}
-    if args.temperature > 0:
-        sampling = {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p}
     run(
         questions,
         todo,
         part,
-        name,
+        model_name(args.model_path),
         Preparation.of(model, tokenizer, image_processor, args.image_folder, args.conv_mode, reduction=applied),
-        Answering(
-            tokenizer,
-            model,
-            applied,
-            num_beams=args.num_beams,
-            max_new_tokens=args.max_new_tokens,
-            **sampling,
-        ),
+        Answering(tokenizer, model, applied, **generation(args)),
         batch_size=args.batch_size,
         num_workers=args.num_workers,
         skip=args.on_error == "skip",
         show_progress=ranks.rank == 0,
     )
-
-
-def _record(args: argparse.Namespace) -> dict:
-    """What decides the answers, for the record beside them: the flags, without where answers go and how fast."""
-    free = {"answers_file", "num_workers", "on_error"}
-    free |= {"visual_token_num", "layer_list", "image_token_list", "method", "positions"}  # in `reduction`
-    record = {name: value for name, value in vars(args).items() if name not in free}
-    return {**record, "model_path": str(Path(args.model_path).resolve())}
 
 
 if __name__ == "__main__":

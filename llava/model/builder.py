@@ -1,6 +1,5 @@
 """Load a LLaVA checkpoint, in the original format or in Hugging Face's; which of the two its config says."""
 
-import json
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -9,45 +8,13 @@ from transformers import LlavaForConditionalGeneration, LlavaNextForConditionalG
 
 from llava.mm_utils import load_image_processor
 from llava.tokenizer import load_tokenizer
+from vscan.eval.checkpoint import check_config, choose_dtype
 
 from .language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from .multimodal_encoder.builder import build_vision_tower, find_vision_tower
 
 # Stock models by the model_type of their config.
 HUGGING_FACE = {"llava": LlavaForConditionalGeneration, "llava_next": LlavaNextForConditionalGeneration}
-
-
-def read_config(model_path: str | Path) -> dict:
-    """The checkpoint's config.json.
-
-    Raises:
-        FileNotFoundError: if it is missing.
-    """
-    file = Path(model_path) / "config.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"model path {str(model_path)!r}: expected a checkpoint folder with config.json")
-    return json.loads(file.read_text())
-
-
-def choose_dtype(dtype: str | torch.dtype, config: dict, device: torch.device) -> torch.dtype:
-    """The dtype to compute in.
-
-    Args:
-        dtype: "auto", or a dtype or its name. "auto" is the checkpoint's own; on a CPU, float32 instead of float16.
-        config: the checkpoint's config.
-        device: where the model will run.
-
-    Raises:
-        ValueError: for a name that is no floating-point dtype.
-    """
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    text_config = config.get("text_config", {})
-    stored = config.get("dtype") or config.get("torch_dtype") or text_config.get("torch_dtype") or "float16"
-    chosen = getattr(torch, stored if dtype == "auto" else dtype, None)
-    if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
-        raise ValueError(f"dtype: expected auto, float32, bfloat16 or float16, got {dtype!r}")
-    return torch.float32 if dtype == "auto" and device.type == "cpu" and chosen == torch.float16 else chosen
 
 
 def load_model(
@@ -58,7 +25,7 @@ def load_model(
     dtype: str | torch.dtype = "auto",
 ) -> LlavaLlamaForCausalLM | LlavaForConditionalGeneration | LlavaNextForConditionalGeneration:
     """Load the model of a checkpoint; `load_pretrained_model` says what the arguments are."""
-    config = read_config(model_path)
+    config = check_config(model_path)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     options = {"dtype": choose_dtype(dtype, config, device), "attn_implementation": attn_implementation}
     placed = {**options, "device_map": device_map or {"": str(device)}}
@@ -114,7 +81,7 @@ def load_pretrained_model(
     """
     if model_base is not None:
         raise ValueError(f"model_base: expected None (merge the adapter into its base first), got {model_base!r}")
-    config = read_config(model_path)
+    config = check_config(model_path)
     tokenizer = load_tokenizer(model_path)
     tower = config.get("mm_vision_tower")
     image_processor = load_image_processor(model_path if tower is None else find_vision_tower(tower, model_path))

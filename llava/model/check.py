@@ -1,17 +1,11 @@
 """Checkpoint folders, judged by their files alone: before torch is imported and any weight is read."""
 
-import json
 from pathlib import Path
 
 from vscan.config import ReductionConfig
+from vscan.eval.checkpoint import check_config, check_layers, check_weights, read_json
 
 HUGGING_FACE = ("llava", "llava_next")
-WEIGHTS = (  # in the order in which transformers looks for them
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
 
 
 def check_checkpoint(folder: str | Path) -> dict:
@@ -24,10 +18,7 @@ def check_checkpoint(folder: str | Path) -> dict:
         FileNotFoundError: if the config, the weights or some of their shards are missing.
         ValueError: for a file that is no JSON, or another architecture.
     """
-    folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"model path {str(folder)!r}: expected a checkpoint folder with config.json")
-    config = _read(folder / "config.json")
+    config = check_config(folder)
     hugging_face = config.get("model_type") in HUGGING_FACE and "vision_config" in config
     if "mm_vision_tower" not in config and not hugging_face:
         raise ValueError(
@@ -35,17 +26,7 @@ def check_checkpoint(folder: str | Path) -> dict:
             f"vision_config and one of the model types {', '.join(HUGGING_FACE)} (Hugging Face), "
             f"got model_type {config.get('model_type')!r}"
         )
-    found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
-    if found is None:
-        raise FileNotFoundError(f"model path {str(folder)!r}: expected weights (one of {', '.join(WEIGHTS)}), got none")
-    if found.suffix == ".json":
-        shards = sorted(set(_read(found).get("weight_map", {}).values()))
-        missing = [shard for shard in shards if not (folder / shard).is_file()]
-        if missing or not shards:
-            raise FileNotFoundError(
-                f"model path {str(folder)!r}: expected the {len(shards)} shards that {found.name} names, "
-                f"{len(missing)} are missing: {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
-            )
+    check_weights(folder)
     return config
 
 
@@ -57,10 +38,7 @@ def check_reduction(reduction: ReductionConfig | None, config: dict, folder: str
     """
     if reduction is None:
         return
-    num_layers = (config.get("text_config") or config).get("num_hidden_layers", 32)
-    for layer, _ in reduction.layers:
-        if layer >= num_layers:
-            raise ValueError(f"layers: expected decoder layers 0 to {num_layers - 1}, got {layer}")
+    check_layers(reduction, config)
     check_budget(reduction, config, _tokens_per_image(config, Path(folder)))
 
 
@@ -82,18 +60,8 @@ def _tokens_per_image(config: dict, folder: Path) -> int | None:
     if name is not None:
         places = [folder / name, folder.parent / name, folder.parent / Path(name).name, Path(name)]
         files = [place / "config.json" for place in places if (place / "config.json").is_file()]
-        config = _read(files[0]) if files else {}
+        config = read_json(files[0]) if files else {}
     vision = config.get("vision_config", config)
     if not {"image_size", "patch_size"} <= set(vision):
         return None
     return (vision["image_size"] // vision["patch_size"]) ** 2
-
-
-def _read(file: Path) -> dict:
-    try:
-        content = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{file}: expected JSON, got {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file}: expected a JSON object, got {content!r}")
-    return content

@@ -29,9 +29,10 @@ from transformers import CLIPVisionConfig, PreTrainedConfig
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.tokenizer import LlamaSentencePieceTokenizer, load_tokenizer
 from vscan.eval.arguments import run_command
+from vscan.eval.checkpoint import WEIGHTS
 
 from .builder import HUGGING_FACE
-from .check import WEIGHTS, check_checkpoint
+from .check import check_checkpoint
 from .convert_settings import build_config, write_json, write_settings
 from .convert_tokenizer import build_tokenizer
 from .multimodal_encoder.builder import PREFIX, find_vision_tower

@@ -7,7 +7,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from vscan.prompt import Segment, VisualPrompt, all_true, compact, padding_mask
+from vscan.masks import all_true, compact, padding_mask
+from vscan.prompt import Segment, VisualPrompt
 
 quick = settings(deadline=None, derandomize=True)
 
@@ -67,7 +68,7 @@ def test_no_token_is_doubled_where_more_columns_are_asked_for_than_there_are():
 
 def read(visual, mask, tokens_per_view, kept_per_view, num_views):
     """Images that are one view each, all of one size."""
-    return VisualPrompt.read(visual, mask, [tokens_per_view] * num_views, [1] * num_views, kept_per_view)
+    return VisualPrompt.read(visual, mask, [tokens_per_view] * num_views, [1] * num_views, [kept_per_view] * num_views)
 
 
 def test_images_of_several_views_and_sizes_go_to_the_rows_that_hold_them():

@@ -1,11 +1,13 @@
 """Both scans against slow ones written out by hand: any grid, any window, any budget, many ties."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vscan.scan import global_scan, local_scan, scan, top, window_sides, window_table
+from vscan.scan import capped_local_scan, global_scan, local_scan, scan, top, window_sides, window_table
 
 quick = settings(deadline=None, derandomize=True, max_examples=300)
 sides = st.integers(1, 26)
@@ -165,6 +167,40 @@ def test_the_local_scan_by_hand():
     scores[0, [9, 27]] = torch.tensor([0.5, 0.75])  # (1, 1) and (3, 3): window 0
     scores[0, [4, 63]] = 0.25  # (0, 4): window 1; (7, 7): window 3
     assert local_scan(scores, (8, 8), 11, window=4).tolist() == [[27, 9, 4, 5, 32, 33, 63, 36]]
+
+
+# ---------------------------------------------------------------------------------------------- capped local scan
+
+
+def capped_by_hand(scores, grid, num, window):
+    """A walk from the best token down, in which a window that has its share is passed over."""
+    tokens_of = windows_by_hand(grid, window)
+    window_of = {token: number for number, tokens in enumerate(tokens_of) for token in tokens}
+    cap, taken, found = math.ceil(num / len(tokens_of)), [0] * len(tokens_of), []
+    for token in best_by_hand(scores, range(len(scores)), len(scores)):
+        if len(found) < num and taken[window_of[token]] < cap:
+            taken[window_of[token]] += 1
+            found.append(token)
+    return found
+
+
+@quick
+@given(some_scores(), windows, st.data())
+def test_the_capped_local_scan_is_the_walk(setting, window, data):
+    grid, scores = setting
+    num = data.draw(st.integers(0, scores.shape[1]))
+    found = capped_local_scan(scores, grid, num, window)
+    assert found.dtype == torch.long
+    assert found.tolist() == [capped_by_hand(row, grid, num, window) for row in scores.tolist()]
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (1, 30), (2, 2), (3, 3), (3, 20), (4, 4), (7, 7), (11, 15), (26, 18)])
+def test_half_of_any_budget_fits_under_the_cap(grid):
+    scores = random_scores(2, grid[0] * grid[1], 2**24, seed=3)
+    for num in range(scores.shape[1] + 1):
+        assert capped_local_scan(scores, grid, num // 2).shape == (2, num // 2)
+        local, best = scan(scores, scores.flip(0), grid, num, window=4, capped=True)
+        assert all(len(set(row)) == num for row in torch.cat((local, best), dim=1).tolist())
 
 
 # ---------------------------------------------------------------------------------------------------- global scan

@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 from typing import NoReturn
 
 from ..config import POSITIONS, ReductionConfig, parse_list
@@ -66,15 +67,20 @@ def _number(text: str) -> float:
         return math.nan  # in no range
 
 
-def add_run_arguments(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
-    """Add what is evaluated, where answers go, and how they are generated."""
-    add(parser, "--model-path", required=True, help="checkpoint folder")
+def add_question_arguments(parser: argparse.ArgumentParser, has_folder: bool = True) -> None:
+    """Add what is asked, and where answers go; `has_folder` where pictures lie in a folder beside."""
     add(parser, "--question-file", required=True, help="questions, one JSON object a line")
-    add(parser, "--image-folder", required=True, help="folder that the questions' images are relative to")
+    if has_folder:
+        add(parser, "--image-folder", required=True, help="folder that the questions' images are relative to")
     add(parser, "--answers-file", required=True, help="answers, one JSON object a line; continued where it stopped")
     add(parser, "--num-chunks", type=positive, default=1, help="cut the questions into this many chunks")
     add(parser, "--chunk-idx", type=int, default=0, help="the chunk to answer, from 0")
-    add(parser, "--temperature", type=temperature, default=0.2, help="0 is greedy")
+
+
+def add_generation_arguments(parser: argparse.ArgumentParser, max_new_tokens: int, default: float = 0.2) -> None:
+    """Add who answers, and how; `default` is the temperature's."""
+    add(parser, "--model-path", required=True, help="checkpoint folder")
+    add(parser, "--temperature", type=temperature, default=default, help=f"0 is greedy; default: {default:g}")
     add(parser, "--top_p", type=probability, default=None)
     add(parser, "--num_beams", type=positive, default=1)
     add(parser, "--max_new_tokens", type=positive, default=max_new_tokens)
@@ -99,6 +105,26 @@ def add_reduction_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "--layer_list", default=None, help="decoder layers before which tokens are pruned, such as '[16]'")
     add(parser, "--image_token_list", default=None, help="tokens per image that each of them keeps, such as '[32]'")
     add(parser, "--positions", default="auto", choices=POSITIONS)
+
+
+def generation(args: argparse.Namespace) -> dict:
+    """The keywords of `generate` that the flags ask for; greedy leaves a checkpoint's sampling aside, and no more."""
+    sampling = {"do_sample": False, "temperature": None, "top_p": None}
+    if args.temperature > 0:
+        sampling = {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p}
+    return {"num_beams": args.num_beams, "max_new_tokens": args.max_new_tokens, **sampling}
+
+
+# Flags that change no answer, and those that the record has in other words.
+FREE = {"answers_file", "output_dir", "datasets", "num_workers", "on_error"}
+REDUCTION = {"method", "positions", "layer_list"}
+REDUCTION |= {"visual_token_num", "image_token_list", "image_token_ratio", "image_token_ratio_list"}
+
+
+def run_record(args: argparse.Namespace) -> dict:
+    """What decides the answers, for the record beside them: the flags, without the reduction and where answers go."""
+    record = {name: value for name, value in vars(args).items() if name not in FREE | REDUCTION}
+    return {**record, "model_path": str(Path(args.model_path).resolve())}
 
 
 def run_command(main: Callable[[list[str]], None]) -> NoReturn:

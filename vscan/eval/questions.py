@@ -5,6 +5,8 @@ import math
 import os
 from pathlib import Path
 
+LETTER_SUFFIX = "\nAnswer with the option's letter from the given choices directly."
+
 
 def read_questions(file: str | Path) -> list[dict]:
     """Read a question file.

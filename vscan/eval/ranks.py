@@ -12,9 +12,12 @@ class Ranks:
 
     Processes only tell each other how far they are, so gloo serves on GPUs too: several may share one, and a rank that
     dies ends the others at once.
+
+    Args:
+        use_nccl: speak through nccl where every process of this machine has a GPU of its own.
     """
 
-    def __init__(self):
+    def __init__(self, use_nccl: bool = False):
         self.rank, self.num_ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         if self.num_ranks > 1:
             import torch.distributed as dist
@@ -23,8 +26,18 @@ class Ranks:
                 # A torchrun that is killed leaves its processes behind, and they would go on beside those of the next
                 # start: die with the parent (prctl's PR_SET_PDEATHSIG).
                 ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+            backend = "nccl" if use_nccl and self._has_own_gpu() else "gloo"
             # A rank that is done waits for the slowest one, which may take hours.
-            dist.init_process_group("gloo", timeout=timedelta(days=30))
+            dist.init_process_group(backend, timeout=timedelta(days=30))
+
+    def _has_own_gpu(self) -> bool:
+        """Whether each process of this machine has a GPU; makes this process's the one that nccl uses."""
+        import torch
+
+        if torch.cuda.device_count() < int(os.environ.get("LOCAL_WORLD_SIZE", self.num_ranks)):
+            return False
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", self.rank)))
+        return True
 
     def share(self, value=None):
         """What rank 0 gives, for all; returns when all have come here.

@@ -30,7 +30,7 @@ def _as_lines(rows: list[dict]) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
-def _write_whole(file: Path, content: bytes) -> None:
+def write_whole(file: Path, content: bytes) -> None:
     """Write a file that is either not there or complete."""
     temporary = _beside(file, "tmp")
     temporary.write_bytes(content)
@@ -147,13 +147,12 @@ class AnswersFile(Part):
 
     def __init__(self, file: str | Path, config: dict):
         file = Path(file)
-        config = json.loads(json.dumps(config))
         if file.exists() and not file.is_file():
             raise ValueError(f"answers file: expected a file, got a folder or a device at {str(file)!r}")
         file.parent.mkdir(parents=True, exist_ok=True)
-        self._check(file, config)
+        self.check(file, config)
         super().__init__(file)
-        _write_whole(_beside(file, "run.json"), json.dumps(config, indent=2).encode() + b"\n")
+        write_whole(_beside(file, "run.json"), json.dumps(config, indent=2).encode() + b"\n")
         self.merge()
         self.skipped_file.unlink(missing_ok=True)
 
@@ -170,10 +169,12 @@ class AnswersFile(Part):
             super()._lock()
 
     @staticmethod
-    def _check(file: Path, config: dict) -> None:
+    def check(file: Path, config: dict) -> None:
+        """Raise ValueError if the file was begun with another configuration, naming what differs. Writes nothing."""
         begun = [part for part in (file, *_parts(file)) if part.exists() and part.stat().st_size]
         run_file = _beside(file, "run.json")
         recorded = json.loads(run_file.read_text()) if run_file.exists() else None
+        config = json.loads(json.dumps(config))
         if not begun or recorded == config:
             return
         num_rows = sum(len(_whole_lines(part.read_bytes())) for part in begun)
@@ -217,8 +218,8 @@ class AnswersFile(Part):
             rows = {row: lines for row, *lines in self.rows()}
             rows |= {row: lines for part in parts for row, *lines in part.rows() if row not in {None, *rows}}
             answers, stats = (b"".join(rows[row][i] for row in sorted(rows)) for i in (0, 1))
-            _write_whole(_beside(self.stats_file, "new"), stats)
-            _write_whole(_beside(self.file, "new"), answers)
+            write_whole(_beside(self.stats_file, "new"), stats)
+            write_whole(_beside(self.file, "new"), answers)
             self._stream.close()
             self._lock()
             self._cut()
@@ -234,6 +235,8 @@ class AnswersFile(Part):
 
 def _parts(file: Path) -> list[Path]:
     """What the processes of a run have written that is not merged yet."""
+    if not file.parent.is_dir():
+        return []
     found = [other for other in file.parent.iterdir() if re.fullmatch(r"\.rank\d+of\d+", other.name[len(file.name) :])]
     return sorted(other for other in found if other.name.startswith(file.name))
 

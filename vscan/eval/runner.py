@@ -1,14 +1,21 @@
-"""Run a question file through a model: prepare in worker processes, answer in batches, write every batch at once."""
+"""Run a question file through a model: prepare in worker processes, answer in batches, write every batch at once.
 
+run             some questions, by one process
+answer_file     all that an answers file lacks, by all processes
+"""
+
+import sys
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import shortuuid
 from tqdm import tqdm
 
-from .records import Part
+from .ranks import Ranks
+from .records import AnswersFile, Part
 
 
 class Prepared:
@@ -71,6 +78,7 @@ def run(
     skip: bool = False,
     show_progress: bool = True,
     together: str | None = None,
+    row: Callable[[dict, str, str], dict] | None = None,
 ) -> None:
     """Answer some questions, in order.
 
@@ -87,6 +95,7 @@ def run(
         show_progress: draw a bar.
         together: a key of the questions, such as "image": those that have the same there are answered together, and
             rows are written in that order (`AnswersFile.merge` puts them in theirs).
+        row: from question, answer and model_id to a row of the answers file; None is `answer_row`.
 
     Raises:
         ValueError: for a question that cannot be prepared, unless it is skipped; the rows before it are written.
@@ -94,6 +103,7 @@ def run(
     """
     from torch.utils.data import DataLoader  # questions and flags are checked before torch is imported
 
+    row_of = row or answer_row
     keys = todo if together is None else [questions[row].get(together) for row in todo]
     batches = cut(todo, batch_size, keys)
     workers = min(num_workers, len(todo))
@@ -116,7 +126,7 @@ def run(
                 seconds = round((time.perf_counter() - start) / len(whole), 6)
                 pairs = [(rows[i], reply) for i, reply in zip(whole, replies, strict=True)]
                 answers.append(
-                    [_row(questions[row], reply.text, model_id) for row, reply in pairs],
+                    [row_of(questions[row], reply.text, model_id) for row, reply in pairs],
                     [{"row": row, **reply.stats, "seconds": seconds} for row, reply in pairs],
                 )
             for i in broken:
@@ -127,8 +137,8 @@ def run(
             progress.update(len(items))
 
 
-def _row(question: dict, text: str, model_id: str) -> dict:
-    """An answers row: exactly the published keys, in their order."""
+def answer_row(question: dict, text: str, model_id: str) -> dict:
+    """A row of an answers file: exactly the published keys, in their order."""
     return {
         "question_id": question["question_id"],
         "prompt": question["text"],
@@ -137,3 +147,60 @@ def _row(question: dict, text: str, model_id: str) -> dict:
         "model_id": model_id,
         "metadata": {},
     }
+
+
+def answer_file(
+    file: str | Path,
+    config: dict,
+    questions: list[dict],
+    answer: Callable[[list[int], Part], None],
+    ranks: Ranks,
+    skip: bool = False,
+) -> AnswersFile | None:
+    """Answer all questions that an answers file lacks, each by one of the processes, and say what is left.
+
+    Args:
+        file: the answers file; begun or continued.
+        config: plain values, whatever decides the answers.
+        questions: all of them.
+        answer: answers the rows of these numbers into this part; called where there are some for this process.
+        ranks: the processes; each of them calls this.
+        skip: questions that cannot be prepared may be left.
+
+    Returns:
+        The file, open, for rank 0; None for others.
+
+    Raises:
+        ValueError: for a file that was begun with another configuration, and whatever `answer` raises.
+        OSError: if rows are missing that were not to be skipped.
+    """
+    answers = todo = None
+    if ranks.rank == 0:
+        answers = AnswersFile(file, config)
+        todo = answers.todo(questions)
+    todo = ranks.share(todo)
+    shard = ranks.shard(todo)
+    if shard:
+        part = answers if ranks.num_ranks == 1 else Part.of_rank(file, ranks.rank, ranks.num_ranks)
+        answer(shard, part)
+        if part is not answers:
+            part.close()
+    ranks.share()
+    if answers is not None:
+        answers.merge()
+        _say_what_is_left(answers, questions, bool(todo), skip)
+    return answers
+
+
+def _say_what_is_left(answers: AnswersFile, questions: list[dict], had_some: bool, skip: bool) -> None:
+    left = answers.todo(questions)
+    if left and not skip:
+        raise OSError(f"{answers.file}: expected {len(questions)} rows, {len(left)} are missing; run it again")
+    if left:
+        print(
+            f"{answers.file}: {len(left)} of {len(questions)} rows were skipped, see {answers.skipped_file.name}; "
+            f"the same command tries them again",
+            file=sys.stderr,
+        )
+    elif not had_some:
+        print(f"{answers.file}: {len(questions)} rows, nothing left to answer")

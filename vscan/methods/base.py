@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 
@@ -12,12 +13,13 @@ class Views:
     """The vision encoder's view of some images: one view is one image, crop or frame.
 
     Args:
-        pixel_values: [V, 3, H, W], what the encoder saw.
+        pixel_values: [V, ...], what the encoder saw.
         features: [V, N, C], the encoder's output at the layer that the model reads, without [CLS], before the
             projector.
-        rows: {layer as the method wrote it: [V, N] fp32}, attention of [CLS] to the patches, mean over heads.
+        rows: {layer as the method wrote it: [V, N] fp32}, attention of [CLS] to the patches, mean over heads; in a
+            tower without [CLS], the attention that each token receives from all of its view.
         grid: (height, width) in tokens, N = height * width.
-        project: the model's projector, [V, n, C] -> [V, n, D].
+        project: the model's projector, [V, n, C] -> [V, n, D]; where that is a part of the encoder, the identity.
     """
 
     pixel_values: Tensor
@@ -41,7 +43,7 @@ class Method:
 
     @property
     def cls_layers(self) -> tuple[int, ...]:
-        """Vision layers whose [CLS] row `encode` needs; negative ones count from the end, as in Python."""
+        """Vision layers whose row (`Views.rows`) `encode` needs; negative ones count from the end, as in Python."""
         return ()
 
     def check(self, num_layers: int) -> None:
@@ -69,3 +71,19 @@ class Method:
             [B, L] fp32; the largest visual ones are kept. Default: the mean over heads (VScan, section 4).
         """
         return rows.mean(dim=1)
+
+
+def encode_flagged(method: Method, views: Views, num: int) -> Tensor:
+    """Let a method reduce views, and lay its tokens out at their slots.
+
+    Args:
+        num: tokens kept of every view, fewer than N.
+
+    Returns:
+        [V, N, D] in raster order: a kept token in its slot, NaN in all others.
+    """
+    values, slots = method.encode(views, num)
+    num_views, _, width = values.shape
+    flagged = values.new_full((num_views, views.features.shape[1], width), torch.nan)
+    rows = torch.arange(num_views, device=values.device).unsqueeze(1)
+    return flagged.index_put_((rows, slots.to(values.device)), values)

@@ -12,7 +12,9 @@ from .base import Method, Views
 
 @dataclass(frozen=True)
 class VScan(Method):
-    """Half of the tokens by [CLS] attention in a deep layer, half per window in a shallow one; the rest is merged in.
+    """Half of the tokens by attention in a deep layer, half per window in a shallow one; the rest is merged in.
+
+    Defaults are those of LLaVA; on Qwen2.5-VL they are its own (`vscan.models.qwen2_5_vl.defaults`).
 
     Args:
         local_layer: vision layer of the local scan (0-based block; the paper's l = 6 is block 5).
@@ -20,6 +22,7 @@ class VScan(Method):
         window: side of a local window in tokens, where it divides the grid; else 4.
         global_share: share of the tokens that the global scan selects, in [0, 1].
         merge: average dropped tokens into their nearest kept token (after the projector).
+        capped: local tokens are the best of the whole view with a cap per window, instead of equally many per window.
     """
 
     local_layer: int = 5
@@ -27,6 +30,7 @@ class VScan(Method):
     window: int = 6
     global_share: float = 0.5
     merge: bool = True
+    capped: bool = False
 
     def __post_init__(self):
         if not 0 <= self.global_share <= 1:
@@ -54,6 +58,7 @@ class VScan(Method):
             num,
             self.window,
             self.global_share,
+            self.capped,
         )
         slots = torch.cat((local, best), dim=1).sort(dim=-1).values
         if self.merge:

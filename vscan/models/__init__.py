@@ -6,7 +6,13 @@ models are found here by their `model_type`.
 
 from importlib import import_module
 
-ADAPTERS = {"llava": "vscan.models.llava:install", "llava_next": "vscan.models.llava_next:install"}
+ADAPTERS = {
+    "llava": "vscan.models.llava:install",
+    "llava_next": "vscan.models.llava_next:install",
+    "qwen2_5_vl": "vscan.models.qwen2_5_vl:install",
+}
+# Where a method's hyper-parameters have other defaults on a model: (model, method) -> {field: value}.
+DEFAULTS = {"qwen2_5_vl": "vscan.models.qwen2_5_vl:defaults"}
 
 
 def unwrapped(model):
@@ -28,6 +34,17 @@ def installer(model):
             f"expected a model of type {', '.join(ADAPTERS)} (or one with an `install_reduction` of its own), "
             f"got {type(model).__name__} of type {model_type!r}"
         )
-    module, _, name = ADAPTERS[model_type].partition(":")
-    install = getattr(import_module(module), name)
+    install = _resolved(ADAPTERS[model_type])
     return lambda reduction: install(model, reduction)
+
+
+def defaults(model, method: str) -> dict:
+    """A method's hyper-parameters that have other defaults on this kind of model."""
+    found = DEFAULTS.get(getattr(getattr(model, "config", None), "model_type", None))
+    return _resolved(found)(model, method) if found else {}
+
+
+def _resolved(name: str):
+    """The object that "module:name" names."""
+    module, _, name = name.partition(":")
+    return getattr(import_module(module), name)

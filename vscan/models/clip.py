@@ -3,11 +3,10 @@ every view, and hand over full-size features whose dropped rows are flagged."""
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 from ..attention import cls_row, device_of
-from ..methods.base import Views
+from ..methods.base import Views, encode_flagged
 
 
 def grid_of(tower: nn.Module) -> tuple[int, int]:
@@ -73,8 +72,4 @@ def encode_views(
     features = hidden[:, 1:]
     rows = {layer: row.to(features.device) for layer, row in rows.items()}
     views = Views(pixel_values.to(features.device), features, rows, grid_of(tower), project)
-    values, slots = reduction.method.encode(views, reduction.num_kept)
-    num_views, _, width = values.shape
-    flagged = values.new_full((num_views, reduction.num_tokens, width), torch.nan)
-    rows = torch.arange(num_views, device=values.device).unsqueeze(1)
-    return flagged.index_put_((rows, slots.to(values.device)), values)
+    return encode_flagged(reduction.method, views, reduction.num_kept)

@@ -3,7 +3,7 @@
 from torch import nn
 
 from .clip import encode_views, grid_of
-from .shell import EncodedImages, install_on_shell
+from .shell import EncodedImages, Modality, install_on_shell
 
 
 def fit(reduction, model: nn.Module) -> nn.Module:
@@ -55,10 +55,11 @@ def install(model: nn.Module, reduction):
         features = encode_views(reduction, base.vision_tower, base.multi_modal_projector, pixel_values, layer)
         return EncodedImages(pooler_output=list(features))
 
-    def images_of(kwargs: dict) -> tuple[list[int], list[int]]:
-        encoded = (kwargs.get("mm_encoder_outputs") or {}).get("image")
+    def sizes_of(kwargs: dict) -> tuple[list[int], list[int], list[int]]:
+        encoded = images.encoded(kwargs)
         num_images = len(kwargs["pixel_values"] if encoded is None else encoded.pooler_output)
-        return [reduction.num_tokens] * num_images, [1] * num_images
+        return [reduction.num_tokens] * num_images, [1] * num_images, [reduction.num_kept] * num_images
 
     replaced = get_image_features if reduction.num_kept < reduction.num_tokens else None
-    return install_on_shell(model, reduction, images_of, replaced, num_kept=reduction.num_kept)
+    images = Modality("image", "pixel_values", sizes_of, replaced)
+    return install_on_shell(model, reduction, [images])

@@ -10,7 +10,7 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 
 from .clip import encode_views
 from .llava import check_features, fit
-from .shell import EncodedImages, install_on_shell
+from .shell import EncodedImages, Modality, install_on_shell
 
 
 def num_crops(config, image_sizes: Tensor) -> list[int]:
@@ -60,13 +60,15 @@ def install(model: nn.Module, reduction):
             image.num_views = number  # generate forgets image_sizes once it has the features
         return EncodedImages(pooler_output=list(images))
 
-    def images_of(kwargs: dict) -> tuple[list[int], list[int]]:
-        encoded = (kwargs.get("mm_encoder_outputs") or {}).get("image")
-        if encoded is not None:
-            images = encoded.pooler_output
-            return [len(image) for image in images], [image.num_views for image in images]
-        return image_lengths(base, kwargs["image_sizes"], reduction.num_tokens)
+    def sizes_of(kwargs: dict) -> tuple[list[int], list[int], list[int] | None]:
+        encoded = images.encoded(kwargs)
+        if encoded is None:
+            sizes, crops = image_lengths(base, kwargs["image_sizes"], reduction.num_tokens)
+        else:
+            sizes = [len(image) for image in encoded.pooler_output]
+            crops = [image.num_views for image in encoded.pooler_output]
+        # How many tokens unpadding cuts away depends on the picture.
+        return sizes, crops, None if reduction.num_kept < reduction.num_tokens else sizes
 
-    # How many tokens unpadding cuts away depends on the picture.
-    num_kept = None if reduction.num_kept < reduction.num_tokens else reduction.num_tokens
-    return install_on_shell(model, reduction, images_of, get_image_features, num_kept=num_kept)
+    images = Modality("image", "pixel_values", sizes_of, get_image_features)
+    return install_on_shell(model, reduction, [images])

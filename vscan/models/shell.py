@@ -5,59 +5,79 @@ import functools
 import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import lru_cache, reduce
 
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..decoder import Decoder, prompt_columns
-from ..prompt import VisualPrompt, padding_mask
+from ..masks import padding_mask
+from ..prompt import VisualPrompt
 
 
 class EncodedImages(BaseModelOutputWithPooling):
     """Images encoded under a reduction: `pooler_output` is a list of [M_i, D], NaN where a token is dropped."""
 
 
+@dataclass(frozen=True)
+class Modality:
+    """Images or videos, as a shell takes them.
+
+    Args:
+        name: "image" or "video": the model has a `get_<name>_features` and a `<name>_token_id`.
+        pixels: the keyword that brings them.
+        sizes_of: from the keywords of a call that brings some to the placeholders, the views and the kept tokens of
+            each; None in place of the kept tokens where they depend on the picture.
+        get_features: replaces the model's own; None leaves it.
+    """
+
+    name: str
+    pixels: str
+    sizes_of: Callable[[dict], tuple[list[int], list[int], list[int] | None]]
+    get_features: Callable | None
+
+    def encoded(self, kwargs: dict):
+        """What generate encoded before it called the shell, or None."""
+        return (kwargs.get("mm_encoder_outputs") or {}).get(self.name)
+
+
 @lru_cache(maxsize=8)
-def reduced_class(original: type) -> type:
-    """`original` with the decoder loop mixed in; it keeps its name, by which transformers knows what it can record."""
-    names = {"__module__": original.__module__, "__qualname__": original.__qualname__, "__doc__": Decoder.__doc__}
-    return type(original.__name__, (Decoder, original), names)
+def reduced_class(original: type, mixin: type) -> type:
+    """`original` with `mixin` mixed in; it keeps its name, by which transformers knows what it can record."""
+    names = {"__module__": original.__module__, "__qualname__": original.__qualname__, "__doc__": mixin.__doc__}
+    return type(original.__name__, (mixin, original), names)
 
 
-def swap_decoder(undo: ExitStack, text_model: nn.Module, reduction) -> None:
-    """Give one text model the decoder loop, without copying a weight.
+def swap_class(undo: ExitStack, module: nn.Module, mixin: type, reduction) -> None:
+    """Mix a reduced forward into one module, without copying a weight, and put a reduction in force there.
+
+    Args:
+        mixin: has a `reduction`, None in the class; a module of that class is left what it is.
 
     Raises:
-        ValueError: if it has one already.
+        ValueError: if a reduction is in force there.
     """
-    original = type(text_model)
-    if issubclass(original, Decoder):
+    if getattr(module, "reduction", None) is not None:
         raise ValueError("expected a dense model, got one that is reduced already: remove that reduction first")
-    undo.callback(setattr, text_model, "__class__", original)
-    text_model.__class__ = reduced_class(original)
-    undo.callback(delattr, text_model, "reduction")
-    text_model.reduction = reduction
+    original = type(module)
+    if not issubclass(original, mixin):
+        undo.callback(setattr, module, "__class__", original)
+        module.__class__ = reduced_class(original, mixin)
+    undo.callback(delattr, module, "reduction")
+    module.reduction = reduction
     # accelerate calls the forward that it saw when it spread the model.
-    dispatched = text_model.__dict__.get("_old_forward")
+    dispatched = module.__dict__.get("_old_forward")
     if dispatched is not None:
-        undo.callback(setattr, text_model, "_old_forward", dispatched)
-        text_model._old_forward = type(text_model).forward.__get__(text_model)
+        undo.callback(setattr, module, "_old_forward", dispatched)
+        module._old_forward = type(module).forward.__get__(module)
 
 
-def install_on_shell(
-    model: nn.Module,
-    reduction,
-    images_of: Callable[[dict], tuple[list[int], list[int]]],
-    get_image_features: Callable | None,
-    num_kept: int | None,
-) -> Callable[[], None]:
+def install_on_shell(model: nn.Module, reduction, modalities: list[Modality]) -> Callable[[], None]:
     """Install a reduction on a stock model with the parts `language_model` and `get_image_features`.
 
     Args:
-        images_of: from the keywords of a call that brings images to their placeholders and their views.
-        get_image_features: replaces the model's own; None leaves it.
-        num_kept: tokens of a view that it leaves, or None where that depends on the picture.
+        modalities: what the model sees.
 
     Returns:
         The function that undoes it.
@@ -66,7 +86,8 @@ def install_on_shell(
 
     def describe(kwargs: dict) -> VisualPrompt | None:
         input_ids = kwargs.get("input_ids")
-        if kwargs.get("pixel_values") is None and not kwargs.get("mm_encoder_outputs"):
+        given = [part for part in modalities if kwargs.get(part.pixels) is not None or part.encoded(kwargs) is not None]
+        if not given:
             if kwargs.get("inputs_embeds") is not None:
                 raise ValueError(
                     "expected input_ids with pixel_values while visual tokens are reduced, got inputs_embeds: "
@@ -75,21 +96,22 @@ def install_on_shell(
             return None
         if input_ids is None:
             raise ValueError("expected input_ids beside pixel_values while visual tokens are reduced, got None")
-        encoded = (kwargs.get("mm_encoder_outputs") or {}).get("image")
-        if encoded is not None and get_image_features is not None and not isinstance(encoded, EncodedImages):
-            raise ValueError("expected mm_encoder_outputs that were encoded under this reduction, got dense ones")
-        visual = input_ids == base.config.image_token_id
         mask = padding_mask(kwargs.get("attention_mask"), input_ids.shape[1])
-        prompt = VisualPrompt.read(visual, mask, *images_of(kwargs), num_kept)
-        if num_kept == reduction.num_tokens:
-            prompt.num_kept = prompt.num_visual
-        return prompt
+        prompts = []
+        for part in given:
+            encoded = part.encoded(kwargs)
+            if encoded is not None and part.get_features is not None and not isinstance(encoded, EncodedImages):
+                raise ValueError("expected mm_encoder_outputs that were encoded under this reduction, got dense ones")
+            visual = input_ids == getattr(base.config, f"{part.name}_token_id")
+            prompts.append(VisualPrompt.read(visual, mask, *part.sizes_of(kwargs)))
+        return reduce(VisualPrompt.joined, prompts)
 
     with ExitStack() as undo:
-        swap_decoder(undo, base.language_model, reduction)
+        swap_class(undo, base.language_model, Decoder, reduction)
         hand_over(undo, base, describe)
-        if get_image_features is not None:
-            replace_method(undo, base, "get_image_features", get_image_features)
+        for part in modalities:
+            if part.get_features is not None:
+                replace_method(undo, base, f"get_{part.name}_features", part.get_features)
         guard_generate(undo, model)
         refuse_labels(undo, model)
         return undo.pop_all().close

@@ -1,0 +1,1 @@
+"""Evaluation commands of Qwen2.5-VL."""

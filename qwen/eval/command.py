@@ -1,0 +1,155 @@
+"""What the Qwen commands share: flags in, checks, and a model that is loaded when the first row needs it."""
+
+import argparse
+import io
+from collections.abc import Callable
+
+from qwen.images import pixel_budget
+from qwen.model.check import check_checkpoint
+from vscan.eval.arguments import (
+    add_generation_arguments,
+    add_question_arguments,
+    generation,
+    parse,
+    run_record,
+)
+from vscan.eval.checkpoint import check_layers, model_name
+from vscan.eval.ranks import Ranks
+from vscan.eval.records import Part
+from vscan.eval.runner import answer_file, run
+
+from .arguments import add_pixel_arguments, add_reduction_arguments, reduction_config
+
+FindImage = Callable[[dict], str | io.BytesIO | None]
+
+
+def question_parser(command: str, max_new_tokens: int, has_folder: bool = True) -> argparse.ArgumentParser:
+    """The flags of a command that answers a question file; dense where they say nothing of a reduction."""
+    parser = argparse.ArgumentParser(prog=f"python -m qwen.eval.{command}", add_help=False, allow_abbrev=False)
+    add_question_arguments(parser, has_folder)
+    add_generation_arguments(parser, max_new_tokens)
+    add_reduction_arguments(parser, layers="[]", ratios="[]", ratio=1.0)
+    add_pixel_arguments(parser)
+    return parser
+
+
+class Command:
+    """One command: its flags, checked against the checkpoint; its processes; its model, once there is a row to answer.
+
+    Args:
+        name: a name in `qwen.images.COMMANDS`.
+        parser: its flags.
+        argv: what was given for them.
+
+    Raises:
+        ValueError: for flags that do not fit each other.
+    """
+
+    def __init__(self, name: str, parser: argparse.ArgumentParser, argv: list[str]):
+        self.name = name
+        self.args, hyper_parameters = parse(parser, argv)
+        self.reduction = reduction_config(self.args, hyper_parameters)
+        self.budget = self._loaded = None
+
+    @property
+    def skips(self) -> bool:
+        """Whether a broken picture is left out rather than the end."""
+        return self.args.on_error == "skip"
+
+    def check_model(self) -> None:
+        """Check the checkpoint, and the flags against it; settles the pixel budget.
+
+        Raises:
+            FileNotFoundError, ValueError: for a checkpoint that is incomplete, or a flag that does not fit it.
+        """
+        config = check_checkpoint(self.args.model_path)
+        if self.reduction is not None:
+            check_layers(self.reduction, config)
+        self.budget = pixel_budget(self.name, self.args.model_path, self.args.min_pixels, self.args.max_pixels)
+
+    @property
+    def record(self) -> dict:
+        """What decides the answers, for the record beside them."""
+        pixels = dict(zip(("min_pixels", "max_pixels"), self.budget, strict=True))
+        return {**run_record(self.args), **pixels, "reduction": self.reduction and self.reduction.to_dict()}
+
+    def answer(
+        self,
+        questions: list[dict],
+        find_image: FindImage,
+        row: Callable | None,
+        ranks: Ranks,
+        todo: list[int],
+        part: Part,
+    ) -> None:
+        """Answer some questions; loads the model the first time.
+
+        Args:
+            questions: all of a file.
+            find_image: from a question to its picture's file or content.
+            row: from question, answer and model_id to a row of the answers file; None is the published one.
+            ranks: the processes, of which this is one.
+            todo: the row numbers of the questions to answer.
+            part: where answers go.
+
+        Raises:
+            FileNotFoundError, ValueError: for a checkpoint that does not load, or a picture that is broken.
+        """
+        from .answering import Preparation
+
+        tokenizer, model, image_processor, answering = self._load(ranks)
+        run(
+            questions,
+            todo,
+            part,
+            model_name(self.args.model_path),
+            Preparation(tokenizer, image_processor, model.config.image_token_id, find_image, self.budget),
+            answering,
+            batch_size=self.args.batch_size,
+            num_workers=self.args.num_workers,
+            skip=self.skips,
+            show_progress=ranks.rank == 0,
+            row=row,
+        )
+
+    def _load(self, ranks: Ranks) -> tuple:
+        if self._loaded is None:
+            from qwen.model.builder import load_pretrained_model
+            from vscan.api import apply_config
+            from vscan.eval.checkpoint import load_checked
+
+            from .answering import Answering
+
+            args = self.args
+            options = {"dtype": args.dtype, "attn_implementation": args.attn_implementation}
+            tokenizer, model, image_processor = load_checked(
+                load_pretrained_model, args.model_path, ranks.device(args.device), **options
+            )
+            reduction = None if self.reduction is None else apply_config(model, self.reduction)
+            answering = Answering(tokenizer, model, reduction, **generation(args))
+            self._loaded = (tokenizer, model, image_processor, answering)
+        return self._loaded
+
+
+def answer_questions(command: Command, questions: list[dict], find_image: FindImage, row: Callable | None = None):
+    """Answer a question file that has been checked, into `--answers-file`; one of several processes does its share.
+
+    Args:
+        command: with its flags.
+        questions: all of them.
+        find_image: from a question to its picture.
+        row: from question, answer and model_id to a row of the answers file; None is the published one.
+
+    Raises:
+        FileNotFoundError, ValueError: for bad input; rows answered before it are kept.
+    """
+    command.check_model()
+    ranks = Ranks()
+    answer_file(
+        command.args.answers_file,
+        command.record,
+        questions,
+        lambda todo, part: command.answer(questions, find_image, row, ranks, todo, part),
+        ranks,
+        command.skips,
+    )

@@ -1,0 +1,37 @@
+"""Answer MMBench with a Qwen2.5-VL, dense or reduced; its table holds the pictures.
+
+    python -m qwen.eval.model_vqa_mmbench --model-path DIR --question-file mmbench_dev_20230712.tsv \\
+        --answers-file A.jsonl --single-pred-prompt --temperature 0 \\
+        --layer-list '[14]' --image-token-ratio-list '[0.333]' --image-token-ratio 0.167
+
+Shards and stopped runs are as in `qwen.eval.model_vqa_loader`.
+"""
+
+from vscan.eval.arguments import add, run_command
+from vscan.eval.images import embedded_image
+from vscan.eval.mmbench import SUFFIXES, mmbench_row, read_mmbench, rounds
+from vscan.eval.questions import chunk
+
+from .command import Command, answer_questions, question_parser
+
+
+def main(argv: list[str]) -> None:
+    """Run the command.
+
+    Raises:
+        FileNotFoundError, ValueError: for bad input; rows answered before it are kept.
+    """
+    parser = question_parser("model_vqa_mmbench", max_new_tokens=1024, has_folder=False)
+    add(parser, "--all-rounds", action="store_true", help="ask once for every rotation of the options")
+    add(parser, "--single-pred-prompt", action="store_true", help="ask for the option's letter")
+    add(parser, "--lang", default="en", choices=list(SUFFIXES), help="language in which it is asked for")
+    command = Command("model_vqa_mmbench", parser, argv)
+    args = command.args
+    entries = chunk(read_mmbench(args.question_file), args.num_chunks, args.chunk_idx)
+    options = (args.all_rounds, args.single_pred_prompt, args.lang)
+    questions = [question for entry in entries for question in rounds(entry, *options)]
+    answer_questions(command, questions, embedded_image, mmbench_row)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,94 @@
+"""Load a Qwen2.5-VL checkpoint: the model, its tokenizer, and the image processor that needs no torchvision."""
+
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
+
+from vscan.eval.checkpoint import choose_dtype, read_json
+
+from .check import check_checkpoint
+from .qwen2_5_vl_custom import Qwen2_5_VLForConditionalGeneration_X
+
+
+def load_tokenizer(folder: str | Path):
+    """The tokenizer of a checkpoint, with its chat template, wherever that lies.
+
+    Raises:
+        ValueError: for a checkpoint without a template, or a tokenizer that is none.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # tokenizers reports a broken file by errors of every kind
+        raise ValueError(
+            f"model path {str(folder)!r}: expected a tokenizer that loads, got {type(error).__name__}: {error}"
+        ) from error
+    file = Path(folder) / "chat_template.json"  # where processors once had it
+    if tokenizer.chat_template is None and file.is_file():
+        tokenizer.chat_template = read_json(file).get("chat_template")
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            f"model path {str(folder)!r}: expected a chat template in tokenizer_config.json, chat_template.jinja or "
+            f"{file.name}, got none"
+        )
+    return tokenizer
+
+
+def load_model(
+    model_path: str | Path,
+    device_map: str | dict | None = None,
+    device: str | None = None,
+    attn_implementation: str | None = None,
+    dtype: str | torch.dtype = "auto",
+) -> Qwen2_5_VLForConditionalGeneration_X:
+    """Load the model of a checkpoint; `load_pretrained_model` says what the arguments are."""
+    config = check_checkpoint(model_path)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        model, found = Qwen2_5_VLForConditionalGeneration_X.from_pretrained(
+            model_path,
+            dtype=choose_dtype(dtype, config, device),
+            attn_implementation=attn_implementation,
+            device_map=device_map or {"": str(device)},
+            output_loading_info=True,
+        )
+    except UnpicklingError as error:
+        raise ValueError(
+            f"model path {str(model_path)!r}: expected plain weights, got a pickle that holds other objects"
+        ) from error
+    missing = sorted(found["missing_keys"])
+    if missing:  # transformers would fill them with random numbers
+        raise ValueError(
+            f"model path {str(model_path)!r}: expected all weights of the model, {len(missing)} are missing: "
+            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
+        )
+    return model.eval()
+
+
+def load_pretrained_model(
+    model_path: str | Path,
+    device_map: str | dict | None = None,
+    device: str | None = None,
+    attn_implementation: str | None = None,
+    dtype: str | torch.dtype = "auto",
+) -> tuple:
+    """Load a checkpoint with its tokenizer and image processor.
+
+    Args:
+        model_path: the checkpoint folder.
+        device_map: how accelerate spreads the model; None puts it on `device`.
+        device: where it runs; None is "cuda" where there is one, else "cpu".
+        attn_implementation: "sdpa", "eager" or "flash_attention_2"; None leaves the choice to transformers.
+        dtype: "auto" (the checkpoint's own; on a CPU, float32 instead of float16), or a dtype or its name.
+
+    Returns:
+        (tokenizer, model, image_processor).
+
+    Raises:
+        FileNotFoundError, ValueError: for a checkpoint that is incomplete or of another kind.
+    """
+    check_checkpoint(model_path)
+    tokenizer = load_tokenizer(model_path)
+    image_processor = Qwen2VLImageProcessorPil.from_pretrained(model_path)
+    return tokenizer, load_model(model_path, device_map, device, attn_implementation, dtype), image_processor

@@ -1,0 +1,223 @@
+"""Stock transformers Qwen2.5-VL: a windowed vision tower without [CLS] that takes images of any size, M-RoPE, Qwen2.
+
+Patches are ranked by the attention that they receive. The tower runs as it is; queries and keys are taken from the
+blocks that a method reads while it does. A view is an image, or one step in time of a video.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor, nn
+from transformers.vision_utils import get_vision_window_index
+
+from ..attention import rotate, split_heads
+from ..config import count
+from ..decoder import state_of
+from ..methods.base import Views, encode_flagged
+from ..received import attention_received
+from .shell import EncodedImages, Modality, install_on_shell, replace_method, swap_class
+
+# While a reduced tower runs: {block: what its attention was given, then the score of each patch}; one for every thread.
+scores_of_blocks: ContextVar[dict | None] = ContextVar("scores_of_blocks", default=None)
+
+
+class ReducedTower:
+    """A Qwen2.5-VL vision tower whose views are reduced.
+
+    Modifications:
+    - `forward` collects the attention that patches receive in the blocks which the method reads, while a reduction is
+      set, and lets the method reduce every view; a dropped token is a row of NaN in `pooler_output`.
+    """
+
+    reduction = None
+
+    def forward(self, hidden_states: Tensor, grid_thw: Tensor, **kwargs):
+        """Encode images.
+
+        Args:
+            hidden_states: [patches, C * T * P * P], the pixels.
+            grid_thw: long [num_images, 3], steps in time, height and width of each image in patches.
+
+        Returns:
+            What the tower returns; `pooler_output` is [tokens, D] in raster order, NaN where a token is dropped.
+        """
+        if self.reduction is None or not self.reduction.reduces_views:
+            return super().forward(hidden_states, grid_thw, **kwargs)
+        order, windows = get_vision_window_index(
+            grid_thw, self.spatial_merge_size, self.window_size, self.patch_size, kwargs=kwargs
+        )
+        scores = {}
+        token = scores_of_blocks.set(scores)
+        try:
+            kwargs |= {"window_index": order, "cu_window_seqlens": windows, "return_dict": True}
+            output = super().forward(hidden_states, grid_thw, **kwargs)
+        finally:
+            scores_of_blocks.reset(token)
+        tokens = output.pooler_output
+        order = order.to(tokens.device)
+        rows = {}
+        for layer in self.reduction.method.cls_layers:
+            by_window = scores[layer % len(self.blocks)].to(tokens.device).unflatten(0, (len(tokens), -1)).mean(dim=1)
+            rows[layer] = torch.empty_like(by_window).index_copy_(0, order, by_window)
+        output.pooler_output = reduce_images(self, hidden_states.to(tokens.device), tokens, rows, grid_thw.tolist())
+        return output
+
+
+def reduce_images(
+    tower, pixel_values: Tensor, tokens: Tensor, rows: dict[int, Tensor], grids: list[list[int]]
+) -> Tensor:
+    """Reduce each image to its budget; images vary in size, so that they come one after another.
+
+    Args:
+        tower: the tower under a reduction.
+        pixel_values: [patches, C * T * P * P].
+        tokens: [N, D], what the tower's merger gives, in raster order.
+        rows: {layer as the method wrote it: [N] fp32}.
+        grids: steps in time, height and width of each image in patches.
+
+    Returns:
+        [N, D], NaN where a token is dropped.
+    """
+    reduction, side = tower.reduction, tower.spatial_merge_size
+    lengths = [steps * height * width for steps, height, width in grids]
+    sizes = [length // side**2 for length in lengths]
+    of_images = {layer: row.split(sizes) for layer, row in rows.items()}
+    reduced = []
+    for image, (pixels, features) in enumerate(zip(pixel_values.split(lengths), tokens.split(sizes), strict=True)):
+        steps, height, width = grids[image]
+        num = count(sizes[image] // steps, reduction.config.visual_tokens)
+        if num < sizes[image] // steps:
+            views = Views(
+                pixel_values=pixels.unflatten(0, (steps, -1)),
+                features=features.unflatten(0, (steps, -1)),
+                rows={layer: row[image].unflatten(0, (steps, -1)) for layer, row in of_images.items()},
+                grid=(height // side, width // side),
+                project=lambda states: states,
+            )
+            features = encode_flagged(reduction.method, views, num).flatten(0, 1)
+        reduced.append(features)
+    return torch.cat(reduced)
+
+
+def watch(undo: ExitStack, tower: nn.Module, block: int) -> None:
+    """Collect the attention that patches receive in one block, from the queries and keys that it computes anyway."""
+    attention = tower.blocks[block].attn
+
+    def before(module, args, kwargs):
+        found = scores_of_blocks.get()
+        if found is not None:
+            found[block] = kwargs
+
+    def after(module, args, output):
+        found = scores_of_blocks.get()
+        if found is None:
+            return
+        query, key, _ = output.unsqueeze(0).chunk(3, dim=-1)  # 1 N H*d
+        head_dim = query.shape[-1] // attention.num_heads
+        cos, sin = (part.to(output.device).float().unsqueeze(0) for part in found[block]["position_embeddings"])
+        query, key = (rotate(split_heads(part.float(), head_dim), cos, sin)[0] for part in (query, key))  # H N d
+        lengths = found[block]["cu_seqlens"].diff().tolist()
+        found[block] = attention_received(query, key, lengths, attention.scaling)
+
+    undo.callback(attention.register_forward_pre_hook(before, with_kwargs=True).remove)
+    undo.callback(attention.qkv.register_forward_hook(after).remove)
+
+
+def defaults(model: nn.Module, method: str) -> dict:
+    """The methods' hyper-parameters as published for Qwen2.5-VL: local scores from the first block with full attention,
+    global ones from the last block, windows of 4 x 4 with a cap."""
+    if method == "vscan":
+        local = model.config.vision_config.fullatt_block_indexes[0]
+        return {"local_layer": local, "global_layer": -1, "window": 4, "capped": True}
+    # The last block but one sees windows only, and cannot rank a whole image.
+    return {"attention_layer": -1} if method in ("vispruner", "fastervlm") else {}
+
+
+def fit(reduction, model: nn.Module) -> nn.Module:
+    """Check that a Qwen2.5-VL is put together in a way supported here, and fit the reduction to it.
+
+    Returns:
+        The multimodal model without its head.
+
+    Raises:
+        ValueError: naming what was expected and what came.
+    """
+    base = model.base_model
+    if base is model:
+        raise ValueError(f"expected the model that generates, got {type(model).__name__} inside it")
+    text_config = base.language_model.config
+    kinds = set(text_config.layer_types)
+    if kinds != {"full_attention"}:
+        raise ValueError(f"layer_types: expected full attention in every layer, got {', '.join(sorted(kinds))}")
+    reduction.fit(
+        num_tokens=None,
+        num_vision_layers=len(base.visual.blocks),
+        num_decoder_layers=text_config.num_hidden_layers,
+        compact_positions=False,
+        text_config=text_config,
+        dtype=base.language_model.dtype,
+        rank_with_rotary=False,
+    )
+    return base
+
+
+def modality(base: nn.Module, reduction, name: str, pixels: str) -> Modality:
+    """Images or videos of a Qwen2.5-VL: its own features, with the views of each noted for the decoder."""
+    encode = getattr(base, f"get_{name}_features")
+    grid_name = f"{name}_grid_thw"
+
+    def get_features(*args, visual_prompt=None, **kwargs):
+        kwargs = {**dict(zip((pixels, grid_name), args, strict=False)), **kwargs, "return_dict": True}
+        images = list(encode(**kwargs).pooler_output)
+        for image, (steps, _, _) in zip(images, kwargs[grid_name].tolist(), strict=True):
+            image.num_views = steps  # generate forgets the grids once it has the features
+        return EncodedImages(pooler_output=images)
+
+    def sizes_of(kwargs: dict) -> tuple[list[int], list[int], list[int]]:
+        encoded = found.encoded(kwargs)
+        if encoded is None:
+            grids = kwargs[grid_name]
+            sizes = (grids.prod(dim=-1) // base.visual.spatial_merge_size**2).tolist()
+            views = grids[:, 0].tolist()
+        else:
+            sizes = [len(image) for image in encoded.pooler_output]
+            views = [image.num_views for image in encoded.pooler_output]
+        budget = reduction.config.visual_tokens
+        return sizes, views, [n * count(size // n, budget) for size, n in zip(sizes, views, strict=True)]
+
+    found = Modality(name, pixels, sizes_of, get_features)
+    return found
+
+
+def install(model: nn.Module, reduction) -> Callable[[], None]:
+    """Install a reduction on a Qwen2_5_VLForConditionalGeneration; returns the function that undoes it."""
+    base = fit(reduction, model)
+    modalities = [
+        modality(base, reduction, "image", "pixel_values"),
+        modality(base, reduction, "video", "pixel_values_videos"),
+    ]
+    with ExitStack() as undo:
+        undo.callback(install_on_shell(model, reduction, modalities))
+        swap_class(undo, base.visual, ReducedTower, reduction)
+        if reduction.reduces_views:
+            for block in {layer % len(base.visual.blocks) for layer in reduction.method.cls_layers}:
+                watch(undo, base.visual, block)
+        follow_positions(undo, base)
+        return undo.pop_all().close
+
+
+def follow_positions(undo: ExitStack, base: nn.Module) -> None:
+    """Positions of what follows a reduced prompt: the shell counts columns of the cache, and these got fewer."""
+    original = base.compute_3d_position_ids
+
+    def compute_3d_position_ids(**kwargs):
+        new, cache = kwargs["inputs_embeds"], kwargs["past_key_values"]
+        state = state_of(cache, new.shape[1])
+        if state is None:
+            return original(**kwargs)
+        positions = state.positions_after(cache.get_seq_length(), new.shape[1])
+        return positions.expand(3, new.shape[0], -1)
+
+    replace_method(undo, base, "compute_3d_position_ids", compute_3d_position_ids)

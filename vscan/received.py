@@ -1,0 +1,41 @@
+"""Attention *received*: how much the tokens of a segment attend to each of them, without an N x N map.
+
+A vision tower without [CLS] ranks its patches by this (VScan on Qwen2.5-VL). Memory grows linearly: queries come in
+chunks, one head at a time, and a chunk of logits stays in the processor's cache.
+"""
+
+import torch
+from torch import Tensor
+
+# Logits in a chunk: 1 MiB of fp32, about a core's own cache; on other devices few and large kernels count.
+CHUNK = 2**18
+CHUNK_ELSEWHERE = 2**25
+
+
+@torch.no_grad()
+def attention_received(query: Tensor, key: Tensor, lengths: list[int], scale: float) -> Tensor:
+    """Column means of softmax(q k^T * scale) inside each segment, summed over heads, in fp32.
+
+    S_j = sum_h mean_i softmax_j(q_hi k_hj * scale), i and j in one segment. It ranks tokens and carries no gradient.
+
+    Args:
+        query, key: [H, N, d] of any float dtype, with positions applied.
+        lengths: tokens of each segment, in order; they add up to N. Segments do not see each other.
+        scale: of the logits.
+
+    Returns:
+        [N] fp32; a segment's scores add up to H.
+
+    Raises:
+        ValueError: if the segments are not those of the tokens.
+    """
+    if sum(lengths) != query.shape[1]:
+        raise ValueError(f"lengths: expected segments of {query.shape[1]} tokens in all, got {sum(lengths)}")
+    received = torch.zeros(query.shape[1], dtype=torch.float32, device=query.device)
+    chunk = CHUNK if query.device.type == "cpu" else CHUNK_ELSEWHERE
+    for queries, keys in zip(query, key, strict=True):  # N d
+        queries, keys = queries.float() * scale, keys.float()
+        for q, k, total in zip(queries.split(lengths), keys.split(lengths), received.split(lengths), strict=True):
+            for part in q.split(max(1, chunk // len(k))):
+                total += (part @ k.T).softmax(dim=-1).sum(dim=0) / len(k)
+    return received
