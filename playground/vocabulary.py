@@ -45,7 +45,7 @@ def write_tokenizer(folder: Path) -> None:
     prompts = [
         build_prompt(question.text, "vicuna_v1", False, True) + f" {question.answer}"
         for scene in scenes
-        for question in for_training(scene, chance)
+        for question in for_training(scene, chance, num_counts=1)
     ]
     # From memory to memory: sentencepiece would note the names of its files in the model.
     model = io.BytesIO()

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from .config import ReductionConfig
+from .config import ReductionConfig, prune_layer_of
 from .eval.arguments import add, positive, run_command
 from .eval.cells import Cell, Row, evaluate
 from .eval.questions import check_images, read_questions
@@ -33,13 +33,16 @@ TOKENS = "192,128,64"
 CONV_MODE, MAX_NEW_TOKENS, BATCH_SIZE = "vicuna_v1", 32, 8
 
 
-def cell_at(method: str, tokens: int, num_layers: int) -> Cell:
+def cell_at(method: str, tokens: int, num_layers: int, prune_layer: int | None = None) -> Cell:
     """A method at an average of `tokens` visual tokens over the decoder's `num_layers` layers.
+
+    Args:
+        prune_layer: of VScan; None is the middle.
 
     Raises:
         ValueError: for a method that is none, or an average that it cannot meet.
     """
-    visual_tokens, layers = vscan_schedule(tokens, num_layers) if method == "vscan" else (tokens, ())
+    visual_tokens, layers = vscan_schedule(tokens, num_layers, prune_layer) if method == "vscan" else (tokens, ())
     return Cell(method, ReductionConfig(method, visual_tokens, layers), tokens)
 
 
@@ -156,7 +159,7 @@ def _cells(methods: str, budgets: str, config: dict, model_path: str) -> list[Ce
             if not text.strip().isdecimal():
                 raise ValueError(f"--tokens: expected counts such as {TOKENS!r}, got {budgets!r}")
             try:
-                cells.append(cell_at(method.strip(), int(text), num_layers))
+                cells.append(cell_at(method.strip(), int(text), num_layers, prune_layer_of(config)))
                 check_reduction(cells[-1].reduction, config, model_path)
             except ValueError as error:
                 raise ValueError(f"{method.strip()} at {text.strip()} tokens: {error}") from error

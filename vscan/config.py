@@ -131,3 +131,13 @@ class ReductionConfig:
             "positions": self.positions,
             **self.fields,
         }
+
+
+def prune_layer_of(config: dict) -> int:
+    """The decoder layer before which VScan prunes: the middle one, or `prune_layer` in a checkpoint's `reduction`.
+
+    Args:
+        config: a checkpoint's, as a dict.
+    """
+    middle = (config.get("text_config") or config).get("num_hidden_layers", 32) // 2
+    return (config.get("reduction") or {}).get("prune_layer", middle)

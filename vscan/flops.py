@@ -70,8 +70,10 @@ def retention(tokens_per_layer: Sequence[int], dense_tokens: int) -> float:
     return average_tokens(tokens_per_layer) / dense_tokens
 
 
-def vscan_schedule(average: int, num_layers: int) -> tuple[int, tuple[tuple[int, int], ...]]:
+def vscan_schedule(average: int, num_layers: int, layer: int | None = None) -> tuple[int, tuple[tuple[int, int], ...]]:
     """VScan's budgets for an average: R1 = 1.5 x average enter, R2 = R1 / 3 stay from layer num_layers / 2 on.
+
+    Another layer than the middle one gets `layer_schedule`.
 
     Half of the layers see 1.5 x and half see 0.5 x the average, so both numbers must be even. An odd `num_layers`
     is refused: with either middle layer the mean misses the average by 1 / (2 num_layers) of it, and a comparison at
@@ -80,6 +82,7 @@ def vscan_schedule(average: int, num_layers: int) -> tuple[int, tuple[tuple[int,
     Args:
         average: visual tokens per view, averaged over the decoder's layers.
         num_layers: layers of the decoder.
+        layer: the one before which tokens are pruned; None is the middle.
 
     Returns:
         (visual_tokens, ((layer, tokens),)), what `ReductionConfig` calls `visual_tokens` and `layers`: an average of
@@ -90,11 +93,43 @@ def vscan_schedule(average: int, num_layers: int) -> tuple[int, tuple[tuple[int,
     """
     _check_count(average, "average", least=1)
     _check_count(num_layers, "num_layers", least=1)
+    if layer is not None and layer != num_layers // 2:
+        early, late = layer_schedule(average, num_layers, layer)
+        return early, ((layer, late),)
     if average % 2:
         raise ValueError(f"average: expected an even count, so that 1.5 x and 0.5 x are whole tokens, got {average}")
     if num_layers % 2:
         raise ValueError(f"num_layers: expected an even count, so that the average is met exactly, got {num_layers}")
     return 3 * average // 2, ((num_layers // 2, average // 2),)
+
+
+def layer_schedule(average: int, num_layers: int, layer: int) -> tuple[int, int]:
+    """R1 tokens in the layers before `layer` and R2 = R1 / 3 from it on, as near to an average as whole tokens allow.
+
+    k R1 + (L - k) R2 = L A gives R2 = L A / (L + 2 k). R2 is rounded down or up, and R1 follows from the equation, so
+    the average misses A by at most k / 2L < 1/2. Of two equally good ones the ratio nearer to 3 is taken.
+
+    Args:
+        average: A.
+        num_layers: L.
+        layer: k, 1 to L - 1.
+
+    Returns:
+        (R1, R2), R1 >= R2 >= 1.
+
+    Raises:
+        ValueError: for a layer that is none or the first.
+    """
+    if not 1 <= layer < num_layers:
+        raise ValueError(f"layer: expected one of 1 to {num_layers - 1}, got {layer}")
+    total = num_layers * average
+    lower = max(1, total // (num_layers + 2 * layer))
+    options = []
+    for late in (lower, min(lower + 1, average)):
+        early = round((total - (num_layers - layer) * late) / layer)
+        miss = abs(layer * early + (num_layers - layer) * late - total)
+        options.append((miss, abs(early - 3 * late), early, late))
+    return min(options)[2:]
 
 
 def decoder_flops(tokens_per_layer: Sequence[float], hidden_size: int, intermediate_size: int) -> float:

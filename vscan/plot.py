@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .config import ReductionConfig
+from .config import ReductionConfig, prune_layer_of
 from .eval.arguments import add, add_reduction_arguments, parse, reduction_config, run_command
 
 QUESTION, CONV_MODE, MAX_NEW_TOKENS = "What is shown in this picture?", "vicuna_v1", 64
@@ -224,8 +224,8 @@ def main(argv: list[str]) -> None:
     load_image(args.image)  # a broken picture is reported before the model is loaded
     loaded = load_pretrained_model(args.model_path, device=args.device, dtype=args.dtype)
     if config is None:
-        middle = loaded[1].config.get_text_config().num_hidden_layers // 2
-        config = ReductionConfig(args.method, 96, {middle: 32}, args.positions, hyper_parameters)
+        layer = prune_layer_of(loaded[1].config.to_dict())
+        config = ReductionConfig(args.method, 96, {layer: 32}, args.positions, hyper_parameters)
     draw(loaded, config, args.image, args.question).save(output)
     print(output)
 

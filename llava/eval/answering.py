@@ -2,6 +2,7 @@
 
 import inspect
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ class Prompt:
     image_key: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Preparation:
     """From a question to a `Prompt`. Runs in worker processes, so it holds no model.
 
@@ -88,10 +89,15 @@ class Preparation:
         pixels = size = key = None
         if question.get("image"):
             key = str(image_file(self.image_folder, question["image"]))
-            image = load_image(key)
-            pixels, size = process_images([image], self.image_processor, self), image.size
+            pixels, size = self._read(key)
         prompt = build_prompt(question["text"], self.conv_mode, self.mm_use_im_start_end, pixels is not None)
         return Prompt(tokenizer_image_token(prompt, self.tokenizer), pixels, size, key)
+
+    @lru_cache(maxsize=1)  # questions about one image follow one another  # noqa: B019
+    def _read(self, file: str) -> tuple[Tensor, tuple[int, int]]:
+        """An image's views, and its width and height."""
+        image = load_image(file)
+        return process_images([image], self.image_processor, self), image.size
 
 
 class Answering:

@@ -164,14 +164,18 @@ def one_of_each(scene: Scene, number: int, chance: np.random.Generator) -> list[
     return [chosen[kind] for kind in KINDS]
 
 
-def for_training(scene: Scene, chance: np.random.Generator) -> list[Question]:
-    """About twenty questions of all kinds, answers balanced, in any order."""
+def for_training(scene: Scene, chance: np.random.Generator, num_counts: int = 2) -> list[Question]:
+    """About 25 questions of all kinds, answers balanced, in any order.
+
+    Args:
+        num_counts: counting questions with the same answer; some may be asked twice.
+    """
     questions = [existence(scene, chance, answer) for answer in ("yes", "no", "yes", "no")]
     for options, number in ((attributes(scene), 3), (relations(scene, 2), 4)):
         questions += [options[index] for index in chance.permutation(len(options))[:number]]
     by_answer: dict[str, list[Question]] = {}
     for question in counts(scene):
         by_answer.setdefault(question.answer, []).append(question)
-    questions += [pick(chance, options) for options in by_answer.values()]
+    questions += [pick(chance, options) for options in by_answer.values() for _ in range(num_counts)]
     questions += readings(scene) + boxes(scene)
     return [questions[index] for index in chance.permutation(len(questions))]

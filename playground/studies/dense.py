@@ -14,6 +14,7 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.eval.answering import Answering, Preparation, Prompt, is_original
 from vscan.attention import cls_row, prompt_rows
 from vscan.compare import CONV_MODE
+from vscan.config import prune_layer_of
 from vscan.methods import method_class
 from vscan.models.clip import grid_of, run_tower
 
@@ -53,6 +54,7 @@ def depths_of(model) -> Depths:
         num_vision_layers=len(parts.tower.encoder.layers),
         num_tokens=height * width,
         global_layer=vision_layers(model)[1],
+        prune_layer=prune_layer_of(model.config.to_dict()),
     )
 
 

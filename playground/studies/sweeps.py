@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from vscan.config import ReductionConfig
 from vscan.eval.cells import Cell
-from vscan.flops import average_tokens, tokens_per_layer, vscan_schedule
+from vscan.flops import average_tokens, layer_schedule, tokens_per_layer, vscan_schedule
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 BUDGETS = (192, 128, 64)
@@ -27,12 +27,14 @@ class Depths:
         num_layers, num_vision_layers: of the decoder and of the vision tower.
         num_tokens: visual tokens of a view.
         global_layer: VScan's deep vision layer on this model, 0 or more.
+        prune_layer: the decoder layer before which it prunes.
     """
 
     num_layers: int
     num_vision_layers: int
     num_tokens: int
     global_layer: int
+    prune_layer: int
 
 
 @dataclass(frozen=True)
@@ -57,33 +59,9 @@ class Sweep:
         return [*self.references.values(), *(cell for line in self.series.values() for _, cell in line)]
 
 
-def layer_schedule(average: int, num_layers: int, layer: int) -> tuple[int, int]:
-    """R1 tokens in the layers before `layer` and R2 = R1 / 3 from it on, as near to an average as whole tokens allow.
-
-    k R1 + (L - k) R2 = L A gives R2 = L A / (L + 2 k). R2 is rounded down or up, and R1 follows from the equation, so
-    the average misses A by at most k / 2L < 1/2. Of two equally good ones the ratio nearer to 3 is taken.
-
-    Args:
-        average: A.
-        num_layers: L.
-        layer: k, 1 to L - 1.
-
-    Returns:
-        (R1, R2), R1 >= R2 >= 1.
-    """
-    total = num_layers * average
-    lower = max(1, total // (num_layers + 2 * layer))
-    options = []
-    for late in (lower, min(lower + 1, average)):
-        early = round((total - (num_layers - layer) * late) / layer)
-        miss = abs(layer * early + (num_layers - layer) * late - total)
-        options.append((miss, abs(early - 3 * late), early, late))
-    return min(options)[2:]
-
-
 def vscan_cell(label: str, tokens: int, depths: Depths, positions: str = "auto", **fields) -> Cell:
     """VScan's two stages at an average of `tokens`; ValueError where that cannot be met."""
-    visual_tokens, layers = vscan_schedule(tokens, depths.num_layers)
+    visual_tokens, layers = vscan_schedule(tokens, depths.num_layers, depths.prune_layer)
     return Cell(label, ReductionConfig("vscan", visual_tokens, layers, positions, fields), tokens)
 
 

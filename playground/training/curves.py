@@ -8,13 +8,13 @@ from matplotlib.figure import Figure
 
 PANELS = {
     "tower: labels of patches": ("tower_small", "tower"),
-    "decoder on label embeddings": ("decoder",),
+    "decoder on label embeddings, 16 x 16": ("decoder",),
     "projector and decoder on the tower's features": ("projector", "joint"),
 }
 
 
 def plot_curves(log: Path, file: Path) -> None:
-    """Draw the stages' logs, one file; dashed lines are answers at shifted positions, dotted ones are of windows."""
+    """Draw the stages' logs, one file; dashed lines are at shifted positions, dotted ones on windows of 12 x 12."""
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     figure: Figure
     figure, axes = plt.subplots(1, len(PANELS), figsize=(16, 4.5), sharey=True)

@@ -3,6 +3,9 @@
 In the place of visual features stand sums of embeddings of the patches' labels, so that the language side need not
 wait for the tower. Positions of visual tokens vary from the start: a real decoder has seen so much text that it stands
 renumbered positions, and this one has to as well.
+
+Beside the answers it learns to know each thing where the question has named it (`packing.NAMED_AFTER`): answers alone
+taught it which colours and shapes there are long before they taught it which go together.
 """
 
 from pathlib import Path

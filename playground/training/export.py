@@ -13,11 +13,13 @@ from llava.model.language_model.llava_llama import LlavaConfig
 from ..scenes.picture import PATCH
 from ..scenes.world import GRID
 from .joint import Joint
+from .packing import NAMED_AFTER
 from .sizes import FEATURE_LAYER, WIDTH, text_config
 
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
-# LLaVA-1.5 scans locally at block 5 of 24.
-REDUCTION = {"vscan": {"local_layer": 1}}
+# LLaVA-1.5 scans locally at block 5 of 24, and prunes where its decoder has looked up what it needs: before layer 16 of
+# 32. This decoder is trained to have done so after NAMED_AFTER layers.
+REDUCTION = {"vscan": {"local_layer": 1}, "prune_layer": NAMED_AFTER}
 
 
 def export(model: Joint, tokenizer_folder: Path, folder: Path) -> None:

@@ -24,11 +24,13 @@ from .labels import THING_CLASSES, thing_labels
 
 IGNORED = -100
 NOUNS = (*SHAPES, "sign", "object")
-NAMED_AFTER = 5  # layers, of eight
+# An answer tells little of what had to be looked up for it: one word, several layers later. So where a thing's name
+# ends, the states after this many of the eight layers are to know the thing; twenty names are asked about a picture.
+NAMED_AFTER = 5
 NAMING_WEIGHT = 0.3
 THING_WEIGHTS = (1.0, 1.0, *[0.5] * (len(THING_CLASSES) - 2))
 NO_THING = [-1] * len(THING_CLASSES)
-KIND_WEIGHTS = {"reading": 3.0, "attribute": 2.0}  # a scene has only one or two signs to read
+KIND_WEIGHTS = {"reading": 3.0, "attribute": 2.0}  # of the fewest tokens: one or two signs, three words
 
 
 @dataclass
@@ -42,8 +44,8 @@ class Packed:
         places: a token's place in its question, long [B, T].
         targets: the next token where it is the answer's, else IGNORED, long [B, T].
         weights: how much a target counts in the loss, float [B, T].
-        questions: of every picture, in the order of `groups`.
         things: what the thing is whose name ends at a token, long [B, T, 9] (`thing_labels`); -1 at all other tokens.
+        questions: of every picture, in the order of `groups`.
     """
 
     prefix: Tensor
@@ -52,8 +54,8 @@ class Packed:
     places: Tensor
     targets: Tensor
     weights: Tensor
-    questions: list[list[Question]]
     things: Tensor
+    questions: list[list[Question]]
 
     @property
     def is_name(self) -> Tensor:
@@ -105,7 +107,7 @@ class Packer:
         ]
         tensors = [torch.from_numpy(array).to(device) for array in arrays]
         tensors[4] = tensors[4].float()
-        return Packed(torch.tensor(prefix, device=device), *tensors[:5], questions, tensors[5])
+        return Packed(torch.tensor(prefix, device=device), *tensors, questions)
 
 
 def answer_states(llama: LlamaForCausalLM, packed: Packed, visual: Tensor, positions: Tensor, start: Tensor):

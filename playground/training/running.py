@@ -55,7 +55,7 @@ class Stage:
         matrices = [p for name, p in wanted.items() if self.matrix_rate and "model.layers." in name and p.ndim == 2]
         others = [p for p in wanted.values() if all(p is not matrix for matrix in matrices)]
         found = [(self.rate, torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=DECAY))]
-        return found + [(self.matrix_rate, Muon(matrices, DECAY))] if matrices else found
+        return [*found, (self.matrix_rate, Muon(matrices, DECAY))] if matrices else found
 
 
 def rank() -> int:

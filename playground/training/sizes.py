@@ -32,8 +32,8 @@ def text_config() -> LlamaConfig:
         num_hidden_layers=8,
         num_attention_heads=4,
         max_position_embeddings=2048,
-        # Heads are 32 wide. With the usual base of 1e4 only a third of that turns slowly enough to compare what a
-        # question names with patches hundreds of positions away.
+        # To compare a name with patches hundreds of positions away takes pairs that turn slowly. Of a head's sixteen
+        # nine turn by less than a radian over 300 positions; with the usual base of 1e4 six do.
         rope_parameters={"rope_type": "default", "rope_theta": 1e6},
         initializer_range=0.06,
         bos_token_id=1,

@@ -28,7 +28,7 @@ from vscan.eval.questions import read_questions
 from vscan.eval.table import QUANTILE, paired_interval
 from vscan.flops import average_tokens, tokens_per_layer
 
-TINY = Depths(num_layers=8, num_vision_layers=6, num_tokens=576, global_layer=4)
+TINY = Depths(num_layers=8, num_vision_layers=6, num_tokens=576, global_layer=4, prune_layer=4)
 
 
 @pytest.fixture(scope="module")

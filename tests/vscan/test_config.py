@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vscan.config import POSITIONS, ReductionConfig, check_budget, check_layers, count, parse_list
+from vscan.config import POSITIONS, ReductionConfig, check_budget, check_layers, count, parse_list, prune_layer_of
 from vscan.methods import METHODS
 
 quick = settings(deadline=None, derandomize=True)
@@ -375,3 +375,11 @@ def test_a_configuration_does_not_change():
     assert pickle.loads(pickle.dumps(config)) == config
     assert config == ReductionConfig("vscan", 96, {16: 32}, "auto", {"window": 4})
     assert replace(config, visual_tokens=3) == ReductionConfig("vscan", 3, {16: 32}, "auto", {"window": 4})
+
+
+def test_the_layer_to_prune_before_is_the_middle_one_unless_the_checkpoint_knows_better():
+    assert prune_layer_of({"num_hidden_layers": 40}) == 20
+    assert prune_layer_of({"text_config": {"num_hidden_layers": 28}}) == 14
+    assert prune_layer_of({}) == 16  # transformers leaves out what is the default, and LLaMA's is 32
+    assert prune_layer_of({"num_hidden_layers": 8, "reduction": {"vscan": {"local_layer": 1}}}) == 4
+    assert prune_layer_of({"num_hidden_layers": 8, "reduction": {"prune_layer": 5}}) == 5

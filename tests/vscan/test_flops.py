@@ -253,3 +253,12 @@ def test_the_kv_share_is_the_ratio_of_the_two_caches(schedule, more, text_tokens
 def test_bad_input_is_refused_with_what_was_expected_and_what_came(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_layer_that_is_not_the_middle_one_gets_budgets_near_the_average():
+    assert vscan_schedule(64, 8, layer=5) == (85, ((5, 29),))
+    assert vscan_schedule(64, 8, layer=4) == vscan_schedule(64, 8) == (96, ((4, 32),))
+    assert average_tokens(tokens_per_layer(8, *vscan_schedule(64, 8, layer=5))) == 64
+    for layer in (0, 8, -1):
+        with pytest.raises(ValueError, match=f"layer: expected one of 1 to 7, got {layer}"):
+            vscan_schedule(64, 8, layer)
