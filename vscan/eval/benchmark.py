@@ -4,6 +4,7 @@ Every benchmark is a file of this folder with a `BENCHMARK`; `vscan.eval.benchma
 """
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,8 +34,9 @@ class DataFile:
             FileNotFoundError: naming all places that were looked at.
         """
         for path in self.paths:
-            if (Path(folder) / path).exists():
-                return Path(folder) / path
+            place = Path(os.path.normpath(Path(folder) / path))  # "../" also from a folder that is not there
+            if place.exists():
+                return place
         places = " or ".join(self.paths)
         raise FileNotFoundError(f"expected {places} in {str(folder)!r} ({self.purpose}), found none")
 
@@ -106,6 +108,11 @@ def read_rows(file: str | Path) -> list[dict]:
             raise ValueError(f"{file}, line {number}: expected a JSON object, got {line[:60]!r}")
         rows.append(row)
     return rows
+
+
+def asked(row: dict) -> tuple[str, str]:
+    """What a question shares with its answer, a key for `join`: the id, and the words that were asked."""
+    return str(row["question_id"]), row.get("prompt", row["text"])
 
 
 def join(questions: list[dict], answers: list[dict], file: str | Path, key: Callable[[dict], object]) -> list:

@@ -25,22 +25,32 @@ def read_mmbench(file: str | Path) -> list[dict]:
         FileNotFoundError: if there is no such file.
         ValueError: for a table without the columns, or a row without a picture, naming it.
     """
+    rows = read_table(file, {"index", "question", "A", "image"})
+    pictures = {row["index"]: row["image"] for row in rows}
+    return [_entry(row, pictures, f"{file}, row {number}") for number, row in enumerate(rows)]
+
+
+def read_table(file: str | Path, columns: set[str]) -> list[dict[str, str]]:
+    """Read a table with tabs between its columns; cells are strings, whatever they say.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: for a table that is none, or lacks one of `columns`.
+    """
     if not Path(file).is_file():
         raise FileNotFoundError(f"question file: expected a file, found none at {str(file)!r}")
     limit = csv.field_size_limit(sys.maxsize)  # a picture is longer than csv's limit
     try:
         with open(file, newline="", encoding="utf-8") as lines:
             table = csv.DictReader(lines, delimiter="\t")
-            missing = {"index", "question", "A", "image"} - set(table.fieldnames or ())
+            missing = columns - set(table.fieldnames or ())
             if missing:
                 raise ValueError(f"{file}: expected the columns {sorted(missing)}, got {table.fieldnames}")
-            rows = list(table)
+            return list(table)
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{file}: expected a table with tabs between its columns, got {error}") from error
     finally:
         csv.field_size_limit(limit)
-    pictures = {row["index"]: row["image"] for row in rows}
-    return [_entry(row, pictures, f"{file}, row {number}") for number, row in enumerate(rows)]
 
 
 def _entry(row: dict, pictures: dict[str, str], where: str) -> dict:

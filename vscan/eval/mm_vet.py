@@ -1,0 +1,215 @@
+"""MM-Vet: free answers, which GPT-4 compares with the right ones. Here: what it needs, the sum of its grades, proxies.
+
+write_submission   answers -> {"v1_0": text}, which MM-Vet's evaluator reads
+judge_rows         the same with question and right answer, a line each for any judge
+score              the grades, where a grade file lies beside the answers; else a named proxy alone
+"""
+
+import re
+from pathlib import Path
+
+from .benchmark import Benchmark, DataFile, Scores, asked, join
+from .gold import check_entries, percent, percent_by, read_answers, read_json, write_json
+from .questions import read_questions
+
+QUESTIONS = DataFile(("llava-mm-vet.jsonl",), 218, "questions")
+GOLD = DataFile(("mm-vet.json",), 218, required=False)
+PROXY = "share of the right answer's parts that the words hold (%), no judge"
+
+
+def _name(question: dict) -> str:
+    """Such as "v1_0", from the picture's."""
+    return Path(str(question.get("image"))).stem
+
+
+def read_gold(folder: str | Path) -> dict[str, dict]:
+    """mm-vet.json: {"v1_0": {question, answer, capability}}; none where it is not in the folder."""
+    file = Path(folder) / GOLD.paths[0]
+    if not file.is_file():
+        return {}
+    content = read_json(file)
+    entries = list(content.values()) if isinstance(content, dict) else content
+    check_entries(entries, {"question": str, "answer": str, "capability": list}, file)
+    return dict(zip(content, entries, strict=True))
+
+
+def _questions(folder: str | Path) -> list[dict]:
+    """The question file's, or mm-vet.json's where that alone is there: it is enough to count grades."""
+    gold = read_gold(folder)
+    if gold and not (Path(folder) / QUESTIONS.paths[0]).is_file():
+        return [
+            {"question_id": row, "image": f"{name}.png", "text": entry["question"]}
+            for row, (name, entry) in enumerate(gold.items())
+        ]
+    return read_questions(QUESTIONS.find(folder))
+
+
+def read_grades(file: str | Path) -> dict[str, list[float]]:
+    """The file that MM-Vet's evaluator writes: {"v1_0": {"model": [..], "content": [..], "score": [0.5, ..]}, ..}.
+
+    Returns:
+        For each name its scores, one a run of the judge.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: for another format, or a score outside [0, 1], naming the entry.
+    """
+    content = read_json(file)
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{file}: expected an object from names to grades, got {content!r:.60}")
+    grades = {}
+    for name, entry in content.items():
+        scores = entry.get("score") if isinstance(entry, dict) else entry
+        scores = scores if isinstance(scores, list) else [scores]
+        if not scores or not all(type(each) in (int, float) and 0 <= each <= 1 for each in scores):
+            raise ValueError(f"{file}, entry {name!r}: expected a score in [0, 1] or a list of them, got {entry!r:.60}")
+        grades[name] = [float(each) for each in scores]
+    return grades
+
+
+def _holds_grades(answers: Path) -> bool:
+    """Whether a file of answers is a grade file: a JSON object, and not one of names and texts."""
+    if answers.suffix != ".json":
+        return False
+    content = read_json(answers)
+    return not isinstance(content, dict) or not all(isinstance(text, str) for text in content.values())
+
+
+def find_grades(answers: Path, folder: Path) -> Path | None:
+    """The grade file of some answers, such as results/llava-v1.5-13b_gpt-4-32k-grade-1runs.json.
+
+    Raises:
+        ValueError: if there is more than one: which one counts is not for us to say.
+    """
+    if _holds_grades(answers):
+        return answers
+    for place in (answers.parent.glob, Path(folder).rglob):
+        found = sorted(file for file in place("*-grade-*.json") if file.name.startswith(f"{answers.stem}_"))
+        if len(found) > 1:
+            names = ", ".join(map(str, found))
+            raise ValueError(f"{answers}: expected one grade file, got {names}; give the one that counts as --answers")
+        if found:
+            return found[0]
+    return None
+
+
+def proxy(text: str, right: str) -> float:
+    """How much of a right answer is in a text: the best of its parts between "<OR>", the share of those between
+    "<AND>" that occur as words, in [0, 1]. It is not MM-Vet's metric."""
+    text = text.lower()
+    best = 0.0
+    for choice in right.split("<OR>"):
+        parts = [part.strip().lower() for part in choice.split("<AND>")]
+        held = [re.search(rf"(?<!\w){re.escape(part)}(?!\w)", text) is not None for part in parts if part]
+        best = max(best, sum(held) / len(held) if held else 0.0)
+    return best
+
+
+def _texts(answers: Path, questions: list[dict]) -> list[str | None] | None:
+    """What was said to each question, from LLaVA's jsonl or a results file; None for a grade file, which has none."""
+    if _holds_grades(answers):
+        return None
+    if answers.suffix == ".json":
+        results = read_json(answers)
+        unknown = sorted(results.keys() - set(map(_name, questions)))
+        if unknown:
+            raise ValueError(f"{answers}: expected texts of the questions' names, got one of {unknown[0]!r}")
+        return [results.get(_name(question)) for question in questions]
+    joined = join(questions, read_answers(answers), answers, asked)
+    return [answer and answer["text"] for answer in joined]
+
+
+def score(answers: Path, folder: Path) -> Scores:
+    """100 times the mean grade; None without a grade file. A question without a grade has 0, and is counted.
+
+    Args:
+        answers: LLaVA's jsonl, a results file, or the grade file itself.
+        folder: the benchmark's.
+    """
+    answers = Path(answers)
+    questions, gold = _questions(folder), read_gold(folder)
+    names = [_name(question) for question in questions]
+    texts, grade_file = _texts(answers, questions), find_grades(answers, folder)
+    right = [gold.get(name, {}).get("answer") for name in names]
+    proxies = {}
+    if texts is not None and None not in right:
+        proxies[PROXY] = percent([proxy(text or "", each) for text, each in zip(texts, right, strict=True)])
+    if grade_file is None:
+        note = "No grade file beside the answers: only a judge can score MM-Vet. Its evaluator reads the submission."
+        return Scores(None, "mean GPT-4 grade (%)", len(questions), texts.count(None), proxies=proxies, notes=(note,))
+    grades = read_grades(grade_file)
+    unknown = sorted(grades.keys() - set(names))
+    if unknown:
+        raise ValueError(f"{grade_file}: expected grades of {names[0]!r} to {names[-1]!r}, got one of {unknown[0]!r}")
+    means = [sum(grades[name]) / len(grades[name]) if name in grades else 0.0 for name in names]
+    num_ungraded = sum(name not in grades for name in names)
+    skills = [(skill, mean) for name, mean in zip(names, means, strict=True) for skill in _skills(gold, name)]
+    notes = [f"grades: {grade_file.name}, {max(map(len, grades.values()), default=0)} run(s) of the judge"]
+    if num_ungraded:
+        notes.append(f"{num_ungraded} questions have no grade and count as 0")
+    return Scores(
+        value=percent(means),
+        metric="mean GPT-4 grade (%)",
+        parts=percent_by(skills),
+        num_questions=len(questions),
+        num_missing=num_ungraded if texts is None else texts.count(None),
+        proxies=proxies,
+        notes=tuple(notes),
+    )
+
+
+def _skills(gold: dict[str, dict], name: str) -> list[str]:
+    return gold.get(name, {}).get("capability", [])
+
+
+def write_submission(answers_file: str | Path, folder: str | Path, output: str | Path) -> None:
+    """Write what MM-Vet's evaluator reads: {"v1_0": text, ...}.
+
+    Args:
+        answers_file: LLaVA's jsonl.
+        folder: the benchmark's, or the question file itself.
+        output: the file to write.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: for answers that are not to these questions, or given twice.
+    """
+    file = Path(folder) if Path(folder).is_file() else QUESTIONS.find(folder)
+    questions = read_questions(file)
+    joined = join(questions, read_answers(answers_file), answers_file, asked)
+    pairs = zip(questions, joined, strict=True)
+    write_json(output, {_name(question): answer["text"] for question, answer in pairs if answer is not None})
+
+
+def judge_rows(answers_file: str | Path, folder: str | Path) -> list[dict]:
+    """For any judge: name, question, ground_truth and prediction of what was answered; needs mm-vet.json."""
+    questions = read_questions(QUESTIONS.find(folder))
+    GOLD.find(folder)
+    gold = read_gold(folder)
+    rows = []
+    for question, answer in zip(
+        questions, join(questions, read_answers(answers_file), answers_file, asked), strict=True
+    ):
+        if answer is not None:
+            entry = gold[_name(question)]
+            given = {"question": entry["question"], "ground_truth": entry["answer"], "prediction": answer["text"]}
+            rows.append({"name": _name(question), **given})
+    return rows
+
+
+def check(folder: Path) -> list[str]:
+    """Where mm-vet.json is there, it must be of the same questions."""
+    names = {_name(question) for question in read_questions(QUESTIONS.find(folder))}
+    gold = read_gold(folder)
+    other = sorted(names ^ gold.keys()) if gold else []
+    return [f"{len(other)} names are not in both files, the first is {other[0]!r}"] if other else []
+
+
+BENCHMARK = Benchmark(
+    name="mm_vet",
+    title="MM-Vet",
+    folder="mm-vet",
+    files=(QUESTIONS, GOLD, DataFile(("images",), purpose="images")),
+    score=score,
+    check=check,
+)

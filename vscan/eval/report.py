@@ -1,0 +1,164 @@
+"""The paper's table out of several runs: a score a benchmark, what is retained of the dense model, tokens and seconds,
+with what papers print beside it; as Markdown, CSV and a picture."""
+
+import csv
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+from .benchmarks import BENCHMARKS
+from .records import write_whole
+from .runs import JUDGED, MODELS, Column, Run, read_published, read_runs, retained
+
+TITLES = {("mme", "perception"): "MME-P", ("mme", "total"): "MME"}
+NOT_IN_MEAN = {("mme", "perception"), *((name, JUDGED) for name in BENCHMARKS)}  # of a total, or beside an accuracy
+FEWER_ROWS = "*"
+CSV_HEADER = (
+    *("family", "run", "method", "benchmark", "part", "value", "retained"),
+    *("tokens", "stages", "seconds", "questions", "missing", "unparsed", "source"),
+)
+
+
+def title(column: Column) -> str:
+    """Of a column, such as "GQA", "MME-P" or "refcoco_val"."""
+    if column[1] == JUDGED:
+        return f"{BENCHMARKS[column[0]].title} (0-5)"
+    return TITLES.get(column) or column[1] or BENCHMARKS[column[0]].title
+
+
+def _shown(value: float | None, run: Run) -> str:
+    """Published numbers as they are printed, ours with as many digits as papers have."""
+    if value is None:
+        return "-"
+    if run.source:
+        return str(value).removesuffix(".0") if value >= 1000 else str(value)
+    return f"{value:.2f}" if value <= 5 else f"{value:.1f}" if value < 1000 else f"{value:.0f}"
+
+
+def mean_retained(run: Run, runs: list[Run], columns: list[Column]) -> tuple[float | None, int]:
+    """The mean of what is retained over benchmarks, and over how many; of MME the total counts."""
+    kept = [value for column, value in retained(run, runs).items() if column in columns and column not in NOT_IN_MEAN]
+    return (sum(kept) / len(kept) if kept else None), len(kept)
+
+
+def columns_of(runs: Iterable[Run]) -> list[Column]:
+    """All columns that runs fill, benchmarks in their order."""
+    order = list(BENCHMARKS)
+    found = dict.fromkeys(column for run in runs for column in run.scores)
+    return sorted(found, key=lambda column: order.index(column[0]))
+
+
+def _line(run: Run, runs: list[Run], columns: list[Column]) -> list[str]:
+    cells = []
+    for column in columns:
+        value = run.scores.get(column)
+        has_gap = run.counts.get(column[0], (0, 0, 0))[1] > 0
+        cells.append(_shown(value, run) + FEWER_ROWS * (has_gap and value is not None))
+    mean, number = mean_retained(run, runs, columns)
+    of_some = f" ({number})" if number < len(set(columns) - NOT_IN_MEAN) else ""
+    stages = ", ".join(f"{layer}: {tokens:.1f}".removesuffix(".0") for layer, tokens in run.stages)
+    return [
+        run.name,
+        *cells,
+        "-" if mean is None else f"{mean:.1f}{of_some}",
+        "-" if run.tokens is None else f"{run.tokens:.1f}".removesuffix(".0"),
+        stages or "-",
+        "-" if run.seconds is None else f"{run.seconds:.0f}",
+        run.source or "here",
+    ]
+
+
+def _table(lines: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    ends = {0, len(widths) - 1}  # words, where the rest are numbers
+    rule = ["-" * width if place in ends else "-" * (width - 1) + ":" for place, width in enumerate(widths)]
+    return "".join(
+        "| "
+        + " | ".join(
+            cell.ljust(width) if place in ends else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        + " |\n"
+        for line in [lines[0], rule, *lines[1:]]
+    )
+
+
+def beside(runs: list[Run], family: str, columns: list[Column]) -> list[Run]:
+    """The published rows to print beside a family's runs: of its model and of the methods that were run, where they
+    fill a column, with the dense rows of the same sources; where there are none, the dense rows of VScan's tables."""
+    methods = {run.method for run in runs if run.family == family}
+    rows = [row for row in read_published(MODELS.get(family)) if set(columns) & row.scores.keys()]
+    sources = {row.source for row in rows if row.method in methods - {"dense"}}
+    sources = sources or {row.source for row in rows if row.source.startswith("VScan")}
+    return [row for row in rows if row.source in sources and row.method in methods | {"dense"}]
+
+
+def markdown(runs: list[Run], notes: Iterable[str] = ()) -> str:
+    """A table a family, the published rows below our own."""
+    parts = []
+    for family in dict.fromkeys(run.family for run in runs):
+        own = sorted((run for run in runs if run.family == family), key=lambda run: (run.method != "dense", run.name))
+        columns = columns_of(own)
+        published = beside(runs, family, columns)
+        header = ["", *map(title, columns), "retained %", "tokens", "from layer: tokens", "seconds", "source"]
+        lines = [_line(run, runs, columns) for run in own]
+        lines += [_line(run, published, columns) for run in published]
+        parts.append(f"## {family}\n\n{_table([header, *lines])}")
+        if any(run.counts[name][1] for run in own for name in run.counts):
+            gaps = [f"{run.name} {name} {run.counts[name][1]}" for run in own for name in run.counts]
+            gaps = [gap for gap in gaps if not gap.endswith(" 0")]
+            parts.append(f"{FEWER_ROWS} questions without an answer, which count as wrong: {'; '.join(gaps)}.\n")
+    parts.append(
+        "Retained is the mean over benchmarks of the score as a percentage of the dense run's, of a published row of "
+        "the dense row of its own source; in brackets over how many, where not over all. MME is perception and "
+        "cognition, MME-P perception alone, which is left out of that mean; every split of RefCOCO counts. Tokens are "
+        "those of an image, averaged over the decoder's layers.\n"
+    )
+    return "\n".join([*parts, *(f"- {note}\n" for note in notes)])
+
+
+def csv_text(runs: list[Run]) -> str:
+    """A line a run and column, with all digits; what is not known is an empty field."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(CSV_HEADER)
+    for family in dict.fromkeys(run.family for run in runs):
+        own = [run for run in runs if run.family == family]
+        columns = columns_of(own)
+        for group in (own, beside(runs, family, columns)):
+            for run in group:
+                kept = retained(run, runs if group is own else group)
+                stages = ", ".join(f"{layer}: {tokens:g}" for layer, tokens in run.stages)
+                cost = [run.tokens, stages, None if run.seconds is None else round(run.seconds, 3)]
+                for column in columns:
+                    if column in run.scores:
+                        counts = run.counts.get(column[0], (None,) * 3)
+                        line = [family, run.name, run.method, *column, run.scores[column], kept.get(column)]
+                        writer.writerow([*line, *cost, *counts, run.source or "here"])
+    return stream.getvalue()
+
+
+def report(folders: list[str | Path], output: str | Path) -> str:
+    """Make report.md, report.csv and report.png of some folders of answers.
+
+    Args:
+        folders: that the scripts wrote into.
+        output: folder for the files; it is made.
+
+    Returns:
+        The Markdown.
+
+    Raises:
+        FileNotFoundError: if there are no scores.
+        ValueError: for scores that are none, or two runs of one name.
+    """
+    from .report_chart import plot  # matplotlib is slow to import
+
+    runs, notes = read_runs(folders)
+    text = markdown(runs, notes)
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    write_whole(output / "report.md", text.encode())
+    write_whole(output / "report.csv", csv_text(runs).encode())
+    plot(runs, output / "report.png")
+    return text
