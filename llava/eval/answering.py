@@ -1,8 +1,11 @@
 """How a LLaVA answers: a question becomes ids and pixels in a worker process, a batch of them becomes answers."""
 
 import inspect
+import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,9 +18,11 @@ from llava.model.builder import load_pretrained_model
 from vscan.api import Reduction
 from vscan.eval import checkpoint
 from vscan.eval.answering import left_padded, read_stages
-from vscan.eval.questions import image_file
+from vscan.eval.images import ImageFolder
 from vscan.eval.runner import Answer
 from vscan.models.llava_next import image_lengths
+
+FindImage = Callable[[dict], str | io.BytesIO | None]  # from a question to its picture's file or content
 
 
 def load_checked(
@@ -64,16 +69,25 @@ class Preparation:
 
     tokenizer: Any
     image_processor: Any
-    image_folder: str
+    find_image: FindImage
     conv_mode: str
     image_aspect_ratio: str | None = "pad"
     image_grid_pinpoints: tuple[tuple[int, int], ...] = ()
     mm_use_im_start_end: bool = False
 
     @classmethod
-    def of(cls, model, *args, reduction: Reduction | None = None) -> "Preparation":
-        """The preparation for a model and the reduction in force on it; `args` are the first fields."""
+    def of(
+        cls,
+        model,
+        tokenizer,
+        image_processor,
+        images: str | Path | FindImage,
+        conv_mode: str,
+        reduction: Reduction | None = None,
+    ) -> "Preparation":
+        """The preparation for a model and the reduction in force on it; `images` is a folder, or finds a picture."""
         config = model.config
+        args = (tokenizer, image_processor, images if callable(images) else ImageFolder(str(images)), conv_mode)
         pinpoints = tuple(map(tuple, getattr(config, "image_grid_pinpoints", ())))
         if not is_original(model):  # heights come first here
             return cls(*args, "anyres" if pinpoints else "pad", tuple(pair[::-1] for pair in pinpoints))
@@ -87,16 +101,17 @@ class Preparation:
 
     def __call__(self, question: dict) -> Prompt:
         pixels = size = key = None
-        if question.get("image"):
-            key = str(image_file(self.image_folder, question["image"]))
-            pixels, size = self._read(key)
+        source = self.find_image(question)
+        if source is not None:
+            pixels, size = self._read(source)
+            key = source if isinstance(source, str) else None
         prompt = build_prompt(question["text"], self.conv_mode, self.mm_use_im_start_end, pixels is not None)
         return Prompt(tokenizer_image_token(prompt, self.tokenizer), pixels, size, key)
 
     @lru_cache(maxsize=1)  # questions about one image follow one another  # noqa: B019
-    def _read(self, file: str) -> tuple[Tensor, tuple[int, int]]:
+    def _read(self, source: str | io.BytesIO) -> tuple[Tensor, tuple[int, int]]:
         """An image's views, and its width and height."""
-        image = load_image(file)
+        image = load_image(source)
         return process_images([image], self.image_processor, self), image.size
 
 

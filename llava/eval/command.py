@@ -1,0 +1,123 @@
+"""What the LLaVA commands share: flags in, checks, and a model that is loaded when there is a row to answer."""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+
+from llava.conversation import get_conversation
+from llava.model.check import check_budget, check_checkpoint, check_reduction
+from vscan.eval.arguments import (
+    add,
+    add_generation_arguments,
+    add_question_arguments,
+    add_reduction_arguments,
+    generation,
+    parse,
+    reduction_config,
+    run_record,
+)
+from vscan.eval.checkpoint import model_name
+from vscan.eval.images import ImageFolder
+from vscan.eval.questions import check_folder, check_images, chunk
+from vscan.eval.ranks import Ranks
+from vscan.eval.records import Part
+from vscan.eval.runner import answer_file, run
+
+
+def question_parser(command: str, max_new_tokens: int, has_folder: bool = True) -> argparse.ArgumentParser:
+    """The flags of a command that answers a question file; dense where they say nothing of a reduction."""
+    parser = argparse.ArgumentParser(prog=f"python -m llava.eval.{command}", add_help=False, allow_abbrev=False)
+    add_question_arguments(parser, has_folder)
+    add_generation_arguments(parser, max_new_tokens)
+    add_reduction_arguments(parser)
+    add(parser, "--model-base", default=None, help="must be left out: merge an adapter into its base first")
+    add(parser, "--conv-mode", default="vicuna_v1", help="conversation template")
+    return parser
+
+
+class Command:
+    """One command: its flags, its reduction, and what answers with them.
+
+    Args:
+        parser: its flags.
+        argv: what was given for them.
+
+    Raises:
+        ValueError: for flags that do not fit each other.
+    """
+
+    def __init__(self, parser: argparse.ArgumentParser, argv: list[str]):
+        self.args, hyper_parameters = parse(parser, argv)
+        self.reduction = reduction_config(self.args, hyper_parameters)
+        get_conversation(self.args.conv_mode)
+        if self.args.model_base is not None:
+            raise ValueError(
+                f"model_base: expected None (merge the adapter into its base first), got {self.args.model_base!r}"
+            )
+
+    def chunk(self, rows: list) -> list:
+        """The chunk of `rows` that this command is to answer."""
+        return chunk(rows, self.args.num_chunks, self.args.chunk_idx)
+
+    def answer_from_folder(self, questions: list[dict], row: Callable | None = None) -> None:
+        """`answer`, with pictures that lie in `--image-folder`; they are looked for before a model is loaded."""
+        args = self.args
+        check_folder(args.image_folder) if args.on_error == "skip" else check_images(questions, args.image_folder)
+        self.answer(questions, ImageFolder(args.image_folder), row)
+
+    def answer(self, questions: list[dict], find_image: Callable, row: Callable | None = None) -> None:
+        """Answer questions into `--answers-file`; one of several processes does its share.
+
+        Args:
+            questions: all of a file, or of a chunk of it.
+            find_image: from a question to its picture's file or content.
+            row: from question, answer and model_id to a row of the answers file; None is the published one.
+
+        Raises:
+            FileNotFoundError, ValueError: for bad input; rows answered before it are kept.
+        """
+        args = self.args
+        config = check_checkpoint(args.model_path)
+        check_reduction(self.reduction, config, args.model_path)
+        record = {**run_record(args), "reduction": self.reduction and self.reduction.to_dict()}
+        ranks = Ranks()
+        answer = partial(self._answer, config, questions, find_image, row, ranks)
+        answer_file(args.answers_file, record, questions, answer, ranks, args.on_error == "skip")
+
+    def _answer(
+        self,
+        config: dict,
+        questions: list[dict],
+        find_image: Callable,
+        row: Callable | None,
+        ranks: Ranks,
+        todo: list[int],
+        part: Part,
+    ) -> None:
+        """Load the model and answer the rows `todo` into `part`."""
+        from vscan.api import apply_config
+
+        from .answering import Answering, Preparation, load_checked
+
+        args = self.args
+        tokenizer, model, image_processor = load_checked(
+            args.model_path, ranks.device(args.device), args.dtype, args.attn_implementation
+        )
+        model.generation_config.max_length = None  # the checkpoint's own would be warned about at every call
+        applied = None
+        if self.reduction is not None:
+            applied = apply_config(model, self.reduction)
+            check_budget(self.reduction, config, applied.num_tokens)
+        run(
+            questions,
+            todo,
+            part,
+            model_name(args.model_path),
+            Preparation.of(model, tokenizer, image_processor, find_image, args.conv_mode, reduction=applied),
+            Answering(tokenizer, model, applied, **generation(args)),
+            batch_size=args.batch_size,
+            num_workers=args.num_workers,
+            skip=args.on_error == "skip",
+            show_progress=ranks.rank == 0,
+            row=row,
+        )
