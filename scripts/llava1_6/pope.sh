@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# POPE: the mean of three F1, 8,910 questions (LLaVA-NeXT).
+source "$(dirname "$0")/../_common.sh"
+
+begin llava1_6 pope "$@"
+questions pope/llava_pope_test.jsonl
+images pope/val2014
+answer llava.eval.model_vqa_loader
+score

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# MME: perception and cognition, 2,374 questions (LLaVA-NeXT and VisPruner). Arguments: TOKENS IMPORTANT_RATIO.
+source "$(dirname "$0")/../../_common.sh"
+
+begin v1_6 mme "$@"
+questions MME/llava_mme.jsonl
+images MME/MME_Benchmark_release_version/MME_Benchmark MME/MME_Benchmark_release_version
+answer llava.eval.model_vqa_loader
+score

@@ -1,0 +1,38 @@
+"""What the tests of the scripts share: which there are, and how one is run."""
+
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = ROOT / "scripts"
+BENCHMARKS = ["gqa", "vqav2", "sqa", "vizwiz", "textvqa", "pope", "mme", "mmbench", "mmbench_cn", "mmvet", "seed"]
+FAMILIES = {"llava1_5": [], "llava1_6": [], "qwen2_5_vl": [], "v1_5": ["64", "0.75"], "v1_6": ["32", "0.5"]}
+OURS = ("DATA", "MODELS", "MODEL", "OUT", "METHOD", "BUDGET", "LIMIT", "DRY", "PYTHON", "CUDA_VISIBLE_DEVICES")
+ALL = [(family, name) for family in FAMILIES for name in [*BENCHMARKS, *["refcoco"] * (family == "qwen2_5_vl")]]
+
+
+def script_of(family: str, name: str) -> Path:
+    return Path("scripts") / family / ("eval" if family.startswith("v1") else "") / f"{name}.sh"
+
+
+def bash(project: Path, *command, **variables) -> subprocess.CompletedProcess:
+    """Run bash with these variables and none of ours besides."""
+    plain = {name: value for name, value in os.environ.items() if name not in OURS}
+    environment = {**plain, **{name: str(value) for name, value in variables.items()}}
+    return subprocess.run(
+        ["bash", *map(str, command)], env=environment, capture_output=True, text=True, check=False, cwd=project
+    )
+
+
+def dry(project: Path, family: str, name: str, *arguments, **variables) -> list[list[str]]:
+    """The commands that a script would run, each as its words."""
+    given = {"DRY": 1, "PYTHON": "python", **variables}
+    done = bash(project, script_of(family, name), *(arguments or FAMILIES[family]), **given)
+    assert done.returncode == 0, done.stderr
+    return [shlex.split(line) for line in done.stdout.splitlines()]
+
+
+def flag(words: list[str], name: str) -> str:
+    return words[words.index(name) + 1]
