@@ -22,6 +22,8 @@ from .shell import EncodedImages, Modality, install_on_shell, replace_method, sw
 
 # While a reduced tower runs: {block: what its attention was given, then the score of each patch}; one for every thread.
 scores_of_blocks: ContextVar[dict | None] = ContextVar("scores_of_blocks", default=None)
+# While images are encoded under a reduction: gets a word from every reduced tower that runs.
+towers_entered: ContextVar[list | None] = ContextVar("towers_entered", default=None)
 
 
 class ReducedTower:
@@ -44,6 +46,8 @@ class ReducedTower:
         Returns:
             What the tower returns; `pooler_output` is [tokens, D] in raster order, NaN where a token is dropped.
         """
+        if towers_entered.get() is not None:
+            towers_entered.get().append(type(self).__name__)
         if self.reduction is None or not self.reduction.reduces_views:
             return super().forward(hidden_states, grid_thw, **kwargs)
         order = None
@@ -61,7 +65,13 @@ class ReducedTower:
         tokens = output.pooler_output
         rows = {}
         for layer in self.reduction.method.cls_layers:
-            row = scores[layer % len(self.blocks)].to(tokens.device).unflatten(0, (len(tokens), -1)).mean(dim=1)
+            block = layer % len(self.blocks)
+            if not isinstance(scores.get(block), Tensor):
+                raise RuntimeError(
+                    f"the attention of block {block} of {type(self).__name__} was not entered: something replaced its "
+                    "forward, and its patches cannot be ranked"
+                )
+            row = scores[block].to(tokens.device).unflatten(0, (len(tokens), -1)).mean(dim=1)
             rows[layer] = row if order is None else torch.empty_like(row).index_copy_(0, order.to(row.device), row)
         output.pooler_output = reduce_images(self, hidden_states.to(tokens.device), tokens, rows, grid_thw.tolist())
         return output
@@ -174,7 +184,17 @@ def modality(base: nn.Module, reduction, name: str, pixels: str) -> Modality:
 
     def get_features(*args, visual_prompt=None, **kwargs):
         kwargs = {**dict(zip((pixels, grid_name), args, strict=False)), **kwargs, "return_dict": True}
-        images = list(encode(**kwargs).pooler_output)
+        token = towers_entered.set([])
+        try:
+            images = list(encode(**kwargs).pooler_output)
+            entered = towers_entered.get()
+        finally:
+            towers_entered.reset(token)
+        if not entered:
+            raise RuntimeError(
+                f"the reduced {type(base.visual).__name__} was not entered: something replaced its forward, and "
+                "nothing would be reduced in it"
+            )
         for image, (steps, _, _) in zip(images, kwargs[grid_name].tolist(), strict=True):
             image.num_views = steps  # generate forgets the grids once it has the features
         return EncodedImages(pooler_output=images)
