@@ -3,7 +3,7 @@
 from functools import lru_cache
 
 import torch
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
 
 IMAGE_TOKEN, VIDEO_TOKEN, START, END = 95, 96, 97, 98
 CHANNEL_VALUES = 392  # of a patch: 2 frames of 14 x 14 pixels, one channel after another
@@ -51,11 +51,22 @@ def tiny_config(num_layers: int = 4, **kwargs) -> Qwen2_5_VLConfig:
     )
 
 
+def config_of(cls: type):
+    """The tiny config of a class; Qwen2-VL's tower has no windows, and other names for its sizes."""
+    config = tiny_config()
+    if cls is not Qwen2VLForConditionalGeneration:
+        return config
+    settings = {name: value for name, value in config.to_dict().items() if name != "model_type"}
+    text = {name: value for name, value in settings.pop("text_config").items() if name != "model_type"}
+    settings["vision_config"] = {"depth": 4, "embed_dim": 32, "mlp_ratio": 2, "num_heads": 2, "hidden_size": 32}
+    return cls.config_class(text_config=text, **settings)
+
+
 @lru_cache(maxsize=4)
 def tiny_qwen(cls: type = Qwen2_5_VLForConditionalGeneration):
     """A tiny model, float32, eval mode; the same weights every time and for every class."""
     with torch.random.fork_rng():
-        model = cls(tiny_config()).eval()
+        model = cls(config_of(cls)).eval()
         torch.manual_seed(0)
         for name, parameter in sorted(model.named_parameters()):
             if parameter.ndim > 1:

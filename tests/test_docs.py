@@ -7,6 +7,7 @@ from pathlib import Path
 
 from helpers import to_hugging_face
 from PIL import Image
+from qwen_helpers import image, inputs_of, tiny_qwen
 from transformers import CLIPImageProcessorPil, LlavaProcessor
 
 import vscan
@@ -39,7 +40,7 @@ def test_the_snippet_of_the_readme_runs_and_prints_what_it_kept(checkpoint, tmp_
     )
     draw(tmp_path / "0.png", seed=0)
 
-    (snippet,) = blocks("README.md", "python")
+    snippet, _ = blocks("README.md", "python")
     lines = snippet.splitlines()
     assert len(lines) <= 10
     given = {"image": Image.open(tmp_path / "0.png"), "model": model, "processor": processor}
@@ -48,6 +49,15 @@ def test_the_snippet_of_the_readme_runs_and_prints_what_it_kept(checkpoint, tmp_
     exec("\n".join(run).replace("{16: 32}", "{4: 32}"), given)
     assert "576 visual tokens: 96 from layer 0, then 32 from layer 4" in capsys.readouterr().out
     assert given["reduction"].kept(0).shape[1] - given["reduction"].kept(1).shape[1] == 64
+
+
+def test_the_snippet_for_qwen_runs():
+    _, snippet = blocks("README.md", "python")
+    inputs = inputs_of([[1, image(6, 6), 5, 6]])
+    given = {"vscan": vscan, "model": tiny_qwen(), "inputs": inputs}
+    exec(snippet.replace("{14: 0.333}", "{2: 0.333}"), given)  # the tiny model has 4 layers
+    assert given["reduction"].stats().rows[0].stages == [[0, 6], [2, 1]]
+    assert given["output"].shape[1] - inputs["input_ids"].shape[1] == 32
 
 
 def test_the_method_of_the_contributing_guide_works_as_a_file_and_a_line(checkpoint, tmp_path, monkeypatch):

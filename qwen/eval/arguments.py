@@ -6,6 +6,13 @@ from vscan.config import POSITIONS, ReductionConfig, parse_list
 from vscan.eval.arguments import add, positive, probability
 from vscan.methods import METHODS
 
+# What `vscan.models.qwen2_5_vl.defaults` settles once the model is there.
+HYPER_PARAMETERS = {
+    "vscan": {"local_layer": "the first with full attention", "global_layer": -1, "window": 4, "capped": True},
+    "vispruner": {"attention_layer": -1},
+    "fastervlm": {"attention_layer": -1},
+}
+
 
 def add_reduction_arguments(parser: argparse.ArgumentParser, layers: str, ratios: str, ratio: float) -> None:
     """Add the method and its budgets; the last three arguments are the defaults of the published flags."""

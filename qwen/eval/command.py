@@ -18,7 +18,7 @@ from vscan.eval.ranks import Ranks
 from vscan.eval.records import Part
 from vscan.eval.runner import answer_file, run
 
-from .arguments import add_pixel_arguments, add_reduction_arguments, reduction_config
+from .arguments import HYPER_PARAMETERS, add_pixel_arguments, add_reduction_arguments, reduction_config
 
 FindImage = Callable[[dict], str | io.BytesIO | None]
 
@@ -47,7 +47,7 @@ class Command:
 
     def __init__(self, name: str, parser: argparse.ArgumentParser, argv: list[str]):
         self.name = name
-        self.args, hyper_parameters = parse(parser, argv)
+        self.args, hyper_parameters = parse(parser, argv, HYPER_PARAMETERS)
         self.reduction = reduction_config(self.args, hyper_parameters)
         self.budget = self._loaded = None
 

@@ -14,6 +14,7 @@ from playground.tiny import draw
 from qwen.eval.model_vqa_loader import main
 from qwen.model.builder import load_model
 from vscan.eval.arguments import run_command
+from vscan.models.qwen2_5_vl import defaults
 
 REDUCED = ["--image-token-ratio", "0.4", "--layer-list", "[3]", "--image-token-ratio-list", "[0.5]"]
 TEXTS = ["What is this?", "A longer question,\nwith two lines, about all the shapes.", "Why?\n", "How many?"]
@@ -320,3 +321,15 @@ def test_the_command_says_what_is_wrong_in_one_line_without_torch(data, tmp_path
     code += "\nprint('torch' in sys.modules, 'transformers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False False\n"
+
+
+@pytest.mark.parametrize("method", ["vscan", "vispruner", "fastervlm"])
+def test_help_says_the_defaults_that_the_model_will_have(method, qwen_checkpoint, capsys):
+    with pytest.raises(SystemExit):
+        main(["--help", "--method", method])
+    said = dict(re.findall(r"--([a-z_]+)\b[^\n]*?\s+default: ([^\n]+)", capsys.readouterr().out.split("hyper-")[1]))
+    settled = defaults(load_model(qwen_checkpoint, device="cpu"), method)
+    assert settled
+    for name, value in settled.items():
+        shown = "the first with full attention" if name == "local_layer" else str(value)
+        assert said.get(name, said.get(f"no-{name}")) == shown

@@ -340,3 +340,18 @@ def test_sliding_attention_is_refused(monkeypatch):
         ValueError, match="expected full attention in every layer, got full_attention, sliding_attention"
     ):
         vscan.apply(model, visual_tokens=0.5)
+
+
+def test_a_replaced_forward_of_the_tower_or_of_a_block_is_noticed(monkeypatch):
+    model, inputs = tiny_qwen(), inputs_of(ROWS["one"])
+    tower = model.model.visual
+    with vscan.reduce(model, visual_tokens=5):
+        with monkeypatch.context() as patch:
+            patch.setattr(tower, "forward", type(tower).__mro__[2].forward.__get__(tower))
+            with pytest.raises(RuntimeError, match=r"reduced Qwen2_5_VisionTransformer\w+ was not entered"):
+                model(**inputs)
+        with monkeypatch.context() as patch:
+            patch.setattr(tower.blocks[1].attn, "forward", lambda hidden, **kwargs: hidden)
+            with pytest.raises(RuntimeError, match=r"attention of block 1 .* was not entered"):
+                model(**inputs)
+        model(**inputs)

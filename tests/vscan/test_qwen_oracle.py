@@ -1,5 +1,5 @@
-"""A reduced Qwen2.5-VL against an oracle that removes nothing: the dense decoder on the full prompt, one row at a time,
-in which a dropped token stays where it is and is only hidden from every query.
+"""A reduced Qwen2.5-VL or Qwen2-VL against an oracle that removes nothing: the dense decoder on the full prompt, one
+row at a time, in which a dropped token stays where it is and is only hidden from every query.
 
 Both stages are selected here from scratch (whole attention maps, walks over tokens), so that the tests know nothing of
 how `vscan` scores, selects, merges, shortens, masks or caches.
@@ -12,10 +12,13 @@ import pytest
 import torch
 from qwen_helpers import IMAGE_TOKEN, VIDEO_TOKEN, image, inputs_of, tiny_qwen, video
 from torch.nn.functional import cosine_similarity
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
 
 import vscan
 
-NUM_LAYERS, NUM_ANSWER, LOCAL, GLOBAL = 4, 5, 1, 3
+NUM_LAYERS, NUM_ANSWER, GLOBAL = 4, 5, 3
+LOCAL = {Qwen2_5_VLForConditionalGeneration: 1, Qwen2VLForConditionalGeneration: 0}
+every_class = pytest.mark.parametrize("cls", LOCAL)
 ATOL = 5e-5
 ROWS = {
     "one": [[1, image(5, 6), 5, 6, 7]],
@@ -65,10 +68,10 @@ def raster_order(steps: int, height: int, width: int) -> list[int]:
 
 
 @torch.no_grad()
-def scores_of(tower, pixels, grid: tuple[int, int, int]) -> dict:
+def scores_of(tower, pixels, grid: tuple[int, int, int], blocks: tuple[int, int]) -> dict:
     """What each token of a picture receives in the two blocks, from whole attention maps: {block: [tokens]}."""
     seen, hooks = {}, []
-    for block in (LOCAL, GLOBAL):
+    for block in blocks:
 
         def keep(module, args, kwargs, block=block):
             seen[block] = args[0], kwargs["position_embeddings"]
@@ -90,15 +93,17 @@ def scores_of(tower, pixels, grid: tuple[int, int, int]) -> dict:
             received.append((q @ k.transpose(1, 2) * attention.head_dim**-0.5).softmax(-1).sum(0).mean(0))
         of_tokens = torch.cat(received).view(-1, 4).mean(1)
         scores[block] = torch.zeros(len(of_tokens))
-        scores[block][raster_order(*grid)] = of_tokens
+        order = raster_order(*grid) if hasattr(tower, "window_size") else range(len(of_tokens))
+        scores[block][list(order)] = of_tokens
     return scores, output.pooler_output
 
 
 class Oracle:
     """What the decoder makes of one prompt when hidden tokens stay in place."""
 
-    def __init__(self, row: list, stages: tuple):
-        self.model, (self.visual_tokens, self.layers) = tiny_qwen(), stages
+    def __init__(self, cls: type, row: list, stages: tuple):
+        self.model, (self.visual_tokens, self.layers) = tiny_qwen(cls), stages
+        self.local = LOCAL[cls]
         self.inputs = inputs_of([row])
         self.ids = self.inputs["input_ids"][0].tolist()
         self.slots = [column for column, token in enumerate(self.ids) if token in (IMAGE_TOKEN, VIDEO_TOKEN)]
@@ -107,7 +112,7 @@ class Oracle:
         for place in (part for part in row if isinstance(part, tuple)):
             steps, size = place[1], place[2] * place[3]
             pixels = inputs_of([[place]])["pixel_values" if place[0] == IMAGE_TOKEN else "pixel_values_videos"]
-            scores, values = scores_of(self.model.model.visual, pixels, place[1:])
+            scores, values = scores_of(self.model.model.visual, pixels, place[1:], (self.local, GLOBAL))
             for step in range(steps):
                 of_view = slice(step * size, (step + 1) * size)
                 self.view(
@@ -138,7 +143,7 @@ class Oracle:
         rows, columns = window_places(height), window_places(width)
         num_windows = (rows[-1] + 1) * (columns[-1] + 1)
         num_local, used, stays = num // 2, defaultdict(int), []
-        for token in sorted(range(height * width), key=lambda token: -scores[LOCAL][token]):
+        for token in sorted(range(height * width), key=lambda token: -scores[self.local][token]):
             window = rows[token // width], columns[token % width]
             if len(stays) < num_local and used[window] < ceil(num_local / num_windows):
                 used[window] += 1
@@ -197,9 +202,10 @@ def columns_of(kept) -> list[list[int]]:
 
 @pytest.mark.parametrize("stages", STAGES)
 @pytest.mark.parametrize("rows", ROWS)
-def test_the_oracle_sees_the_same_tokens_and_gives_the_same_logits(rows, stages):
-    model, inputs, (ratio, layers) = tiny_qwen(), inputs_of(ROWS[rows]), STAGES[stages]
-    oracles = [Oracle(row, STAGES[stages]) for row in ROWS[rows]]
+@every_class
+def test_the_oracle_sees_the_same_tokens_and_gives_the_same_logits(cls, rows, stages):
+    model, inputs, (ratio, layers) = tiny_qwen(cls), inputs_of(ROWS[rows]), STAGES[stages]
+    oracles = [Oracle(cls, row, STAGES[stages]) for row in ROWS[rows]]
     with vscan.reduce(model, visual_tokens=ratio, layers=layers) as reduction, torch.no_grad():
         logits = model(**inputs).logits
         output = generate(model, inputs)
@@ -223,12 +229,13 @@ def test_the_oracle_sees_the_same_tokens_and_gives_the_same_logits(rows, stages)
 
 @pytest.mark.parametrize("stages", STAGES)
 @pytest.mark.parametrize("rows", ["unequal", "mixed", "images_and_videos"])
-def test_padding_on_the_right_changes_nothing(rows, stages):
-    model, (ratio, layers) = tiny_qwen(), STAGES[stages]
+@every_class
+def test_padding_on_the_right_changes_nothing(cls, rows, stages):
+    model, (ratio, layers) = tiny_qwen(cls), STAGES[stages]
     with vscan.reduce(model, visual_tokens=ratio, layers=layers) as reduction, torch.no_grad():
         logits = model(**inputs_of(ROWS[rows], side="right")).logits
     for row, parts in enumerate(ROWS[rows]):
-        oracle = Oracle(parts, STAGES[stages])
+        oracle = Oracle(cls, parts, STAGES[stages])
         assert columns_of(reduction.kept())[row] == oracle.kept[-1]
         expected = oracle.run([])[oracle.kept[-1]]
         torch.testing.assert_close(logits[row][reduction.kept()[row] >= 0], expected, atol=ATOL, rtol=0)

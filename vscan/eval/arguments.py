@@ -137,11 +137,14 @@ def run_command(main: Callable[[list[str]], None]) -> NoReturn:
     sys.exit(0)
 
 
-def parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, dict]:
+def parse(
+    parser: argparse.ArgumentParser, argv: list[str], of_model: dict[str, dict] | None = None
+) -> tuple[argparse.Namespace, dict]:
     """Parse a command line, the chosen method's hyper-parameters included.
 
     Args:
         parser: made with add_help=False; --help is added here, because it also shows the method's flags.
+        of_model: {method: {hyper-parameter: its default on the model that the command runs}}, for --help.
 
     Returns:
         The flags, and the hyper-parameters that were given.
@@ -154,9 +157,10 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Na
     method = chooser.parse_known_args(argv)[0].method
     group = parser.add_argument_group(f"hyper-parameters of {method}")
     flags = fields(method_class(method))
+    defaults = {flag.name: flag.default for flag in flags} | (of_model or {}).get(method, {})
     for flag in flags:
         kind = {"action": argparse.BooleanOptionalAction} if flag.type is bool else {"type": flag.type}
-        add(group, f"--{flag.name}", default=argparse.SUPPRESS, help=f"default: {flag.default}", **kind)
+        add(group, f"--{flag.name}", default=argparse.SUPPRESS, help=f"default: {defaults[flag.name]}", **kind)
     parser.add_argument("-h", "--help", action="help", help="show this, with the flags of --method")
     args, unknown = parser.parse_known_args(argv)
     if unknown:

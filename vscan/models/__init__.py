@@ -10,9 +10,10 @@ ADAPTERS = {
     "llava": "vscan.models.llava:install",
     "llava_next": "vscan.models.llava_next:install",
     "qwen2_5_vl": "vscan.models.qwen2_5_vl:install",
+    "qwen2_vl": "vscan.models.qwen2_5_vl:install",
 }
 # Where a method's hyper-parameters have other defaults on a model: (model, method) -> {field: value}.
-DEFAULTS = {"qwen2_5_vl": "vscan.models.qwen2_5_vl:defaults"}
+DEFAULTS = dict.fromkeys(("qwen2_5_vl", "qwen2_vl"), "vscan.models.qwen2_5_vl:defaults")
 
 
 def unwrapped(model):

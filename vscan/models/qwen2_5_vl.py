@@ -1,7 +1,8 @@
 """Stock transformers Qwen2.5-VL: a windowed vision tower without [CLS] that takes images of any size, M-RoPE, Qwen2.
 
-Patches are ranked by the attention that they receive. The tower runs as it is; queries and keys are taken from the
-blocks that a method reads while it does. A view is an image, or one step in time of a video.
+Qwen2-VL is the same but for its tower, in which every block has full attention. Patches are ranked by the attention
+that they receive. The tower runs as it is; queries and keys are taken from the blocks that a method reads while it
+does. A view is an image, or one step in time of a video.
 """
 
 from collections.abc import Callable
@@ -21,10 +22,12 @@ from .shell import EncodedImages, Modality, install_on_shell, replace_method, sw
 
 # While a reduced tower runs: {block: what its attention was given, then the score of each patch}; one for every thread.
 scores_of_blocks: ContextVar[dict | None] = ContextVar("scores_of_blocks", default=None)
+# While images are encoded under a reduction: gets a word from every reduced tower that runs.
+towers_entered: ContextVar[list | None] = ContextVar("towers_entered", default=None)
 
 
 class ReducedTower:
-    """A Qwen2.5-VL vision tower whose views are reduced.
+    """A Qwen2.5-VL or Qwen2-VL vision tower whose views are reduced.
 
     Modifications:
     - `forward` collects the attention that patches receive in the blocks which the method reads, while a reduction is
@@ -43,24 +46,33 @@ class ReducedTower:
         Returns:
             What the tower returns; `pooler_output` is [tokens, D] in raster order, NaN where a token is dropped.
         """
+        if towers_entered.get() is not None:
+            towers_entered.get().append(type(self).__name__)
         if self.reduction is None or not self.reduction.reduces_views:
             return super().forward(hidden_states, grid_thw, **kwargs)
-        order, windows = get_vision_window_index(
-            grid_thw, self.spatial_merge_size, self.window_size, self.patch_size, kwargs=kwargs
-        )
+        order = None
+        if hasattr(self, "window_size"):  # its blocks see the patches window by window
+            order, windows = get_vision_window_index(
+                grid_thw, self.spatial_merge_size, self.window_size, self.patch_size, kwargs=kwargs
+            )
+            kwargs |= {"window_index": order, "cu_window_seqlens": windows}
         scores = {}
         token = scores_of_blocks.set(scores)
         try:
-            kwargs |= {"window_index": order, "cu_window_seqlens": windows, "return_dict": True}
-            output = super().forward(hidden_states, grid_thw, **kwargs)
+            output = super().forward(hidden_states, grid_thw, return_dict=True, **kwargs)
         finally:
             scores_of_blocks.reset(token)
         tokens = output.pooler_output
-        order = order.to(tokens.device)
         rows = {}
         for layer in self.reduction.method.cls_layers:
-            by_window = scores[layer % len(self.blocks)].to(tokens.device).unflatten(0, (len(tokens), -1)).mean(dim=1)
-            rows[layer] = torch.empty_like(by_window).index_copy_(0, order, by_window)
+            block = layer % len(self.blocks)
+            if not isinstance(scores.get(block), Tensor):
+                raise RuntimeError(
+                    f"the attention of block {block} of {type(self).__name__} was not entered: something replaced its "
+                    "forward, and its patches cannot be ranked"
+                )
+            row = scores[block].to(tokens.device).unflatten(0, (len(tokens), -1)).mean(dim=1)
+            rows[layer] = row if order is None else torch.empty_like(row).index_copy_(0, order.to(row.device), row)
         output.pooler_output = reduce_images(self, hidden_states.to(tokens.device), tokens, rows, grid_thw.tolist())
         return output
 
@@ -127,16 +139,18 @@ def watch(undo: ExitStack, tower: nn.Module, block: int) -> None:
 
 def defaults(model: nn.Module, method: str) -> dict:
     """The methods' hyper-parameters as published for Qwen2.5-VL: local scores from the first block with full attention,
-    global ones from the last block, windows of 4 x 4 with a cap."""
+    global ones from the last block, windows of 4 x 4 with a cap. Nothing is published for Qwen2-VL: its local scores
+    come from the block at the same depth, the eighth of 32."""
     if method == "vscan":
-        local = model.config.vision_config.fullatt_block_indexes[0]
+        vision = model.config.vision_config
+        local = getattr(vision, "fullatt_block_indexes", [max(0, vision.depth // 4 - 1)])[0]
         return {"local_layer": local, "global_layer": -1, "window": 4, "capped": True}
     # The last block but one sees windows only, and cannot rank a whole image.
     return {"attention_layer": -1} if method in ("vispruner", "fastervlm") else {}
 
 
 def fit(reduction, model: nn.Module) -> nn.Module:
-    """Check that a Qwen2.5-VL is put together in a way supported here, and fit the reduction to it.
+    """Check that a Qwen2.5-VL or Qwen2-VL is put together in a way supported here, and fit the reduction to it.
 
     Returns:
         The multimodal model without its head.
@@ -170,7 +184,17 @@ def modality(base: nn.Module, reduction, name: str, pixels: str) -> Modality:
 
     def get_features(*args, visual_prompt=None, **kwargs):
         kwargs = {**dict(zip((pixels, grid_name), args, strict=False)), **kwargs, "return_dict": True}
-        images = list(encode(**kwargs).pooler_output)
+        token = towers_entered.set([])
+        try:
+            images = list(encode(**kwargs).pooler_output)
+            entered = towers_entered.get()
+        finally:
+            towers_entered.reset(token)
+        if not entered:
+            raise RuntimeError(
+                f"the reduced {type(base.visual).__name__} was not entered: something replaced its forward, and "
+                "nothing would be reduced in it"
+            )
         for image, (steps, _, _) in zip(images, kwargs[grid_name].tolist(), strict=True):
             image.num_views = steps  # generate forgets the grids once it has the features
         return EncodedImages(pooler_output=images)
@@ -192,7 +216,7 @@ def modality(base: nn.Module, reduction, name: str, pixels: str) -> Modality:
 
 
 def install(model: nn.Module, reduction) -> Callable[[], None]:
-    """Install a reduction on a Qwen2_5_VLForConditionalGeneration; returns the function that undoes it."""
+    """Install a reduction on a Qwen2_5_VL- or Qwen2VLForConditionalGeneration; returns the function that undoes it."""
     base = fit(reduction, model)
     modalities = [
         modality(base, reduction, "image", "pixel_values"),
