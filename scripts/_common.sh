@@ -13,7 +13,7 @@
 #   PYTHON   the interpreter (.venv/bin/python where there is one)
 #
 # Relative paths are relative to the project's folder. A script says, in this order: begin, questions, images (unless the
-# questions hold them), answer, and score.
+# questions hold them), document_questions (where they may be official ones), answer, and score.
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -143,6 +143,14 @@ questions() {
 images() {
     find_data "images" "$@"
     IMAGES=$FOUND
+}
+
+# LLaVA's question file of DocVQA or InfoVQA; where it is not there yet, it is made of the official one.
+document_questions() {
+    QUESTIONS=$FOLDER/llava_${BENCHMARK}_val.jsonl
+    if [ ! -e "$QUESTIONS" ]; then
+        execute "$PYTHON" scripts/convert_document_questions.py "$BENCHMARK" --data "$FOLDER"
+    fi
 }
 
 # QUESTIONS and FOLDER become copies with the first LIMIT questions alone, so that the score is that of these.

@@ -12,9 +12,10 @@ import io
 import json
 import os
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
-from vscan.eval import gqa, pope, seed_bench, textvqa
+from vscan.eval import document, gqa, pope, seed_bench, textvqa
 from vscan.eval.arguments import add, positive, run_command
 from vscan.eval.benchmark import DataFile, read_rows
 from vscan.eval.gold import read_json
@@ -94,7 +95,17 @@ def _pope(folder: Path, questions: list[dict]) -> Contents:
     return {file: first_lines(file, number) for file, number in labels.items()}
 
 
+def _document(folder: Path, questions: list[dict], gold: DataFile) -> Contents:
+    wanted = {str(question["question_id"]) for question in questions}
+    contents = {}
+    for file in _present(gold, folder):
+        kept = [entry for entry in document.read_entries(file) if str(entry["questionId"]) in wanted]
+        contents[file] = json.dumps({"data": kept}).encode()
+    return contents
+
+
 GOLD = {"gqa": _gqa, "textvqa": _textvqa, "seed_bench": _seed, "pope": _pope}
+GOLD |= {benchmark.name: partial(_document, gold=benchmark.files[1]) for benchmark in document.BENCHMARKS}
 
 
 def contents_of(benchmark: str, folder: Path, question_file: Path, rows: int) -> Contents:

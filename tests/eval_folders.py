@@ -190,6 +190,28 @@ def seed_bench(folder: Path, right: list[str]) -> None:
     write_json(folder / "SEED-Bench.json", {"question_type": {"Scene": 1, "Action": 2}, "questions": entries})
 
 
+def docvqa(folder: Path, right: list[list[str]]) -> None:
+    """The official file alone, whose images begin with the folder that they lie in; two questions a page."""
+    entries = []
+    for row, answers in enumerate(right):
+        image = f"documents/page_{row % 2}.png"
+        picture(folder / image, row % 2)
+        entry = {"questionId": 49150 + row, "question": f"What is the ‘total’ in line {row}?", "answers": answers}
+        entries.append({**entry, "question_types": ["form", "figure"][: row + 1], "image": image, "data_split": "val"})
+    write_json(folder / "val_v1.0_withQT.json", {"dataset_name": "SP-DocVQA", "data": entries})
+
+
+def infovqa(folder: Path, right: list[list[str]]) -> None:
+    """The official file alone, of the release without types of questions; it has other keys than DocVQA's."""
+    entries = []
+    for row, answers in enumerate(right):
+        image = f"{20470 + row % 2}.jpeg"
+        picture(folder / "infographicsvqa_images" / image, row % 2)
+        entry = {"questionId": 98310 + row, "question": f"How many are in part {row}?", "answers": answers}
+        entries.append({**entry, "answer_type": ["single span"], "image_local_name": image, "image_url": "http"})
+    write_json(folder / "infographicsVQA_val_v1.0.json", {"data": entries})
+
+
 def refcoco(folder: Path, right: list[list[int]]) -> None:
     """All eight splits, each with the same questions; `right` is boxes in pixels."""
     entries = []

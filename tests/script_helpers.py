@@ -8,6 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "scripts"
 BENCHMARKS = ["gqa", "vqav2", "sqa", "vizwiz", "textvqa", "pope", "mme", "mmbench", "mmbench_cn", "mmvet", "seed"]
+OFFICIAL = {"docvqa": "val_v1.0_withQT.json", "infovqa": "infographicsVQA_val_v1.0_withQT.json"}
+BENCHMARKS += OFFICIAL  # whose question files are made of these, unless they are there
 FAMILIES = {"llava1_5": [], "llava1_6": [], "qwen2_5_vl": [], "v1_5": ["64", "0.75"], "v1_6": ["32", "0.5"]}
 OURS = ("DATA", "MODELS", "MODEL", "OUT", "METHOD", "BUDGET", "LIMIT", "DRY", "PYTHON", "CUDA_VISIBLE_DEVICES")
 ALL = [(family, name) for family in FAMILIES for name in [*BENCHMARKS, *["refcoco"] * (family == "qwen2_5_vl")]]

@@ -15,6 +15,7 @@ import pytest
 import sentencepiece
 
 from llava.eval import eval_science_qa, eval_textvqa, model_vqa, model_vqa_loader, model_vqa_mmbench, model_vqa_science
+from scripts import convert_document_questions
 from vscan.eval.__main__ import main as evaluate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,6 +152,24 @@ def test_textvqa(models, tmp_path, capsys):
         ["--annotation-file", str(folder / "TextVQA_0.5.1_val.json"), "--result-dir", str(tmp_path / "out")]
     )
     assert capsys.readouterr().out.endswith("a\nSamples: 4 (0 missing)\nAccuracy: 55.00%\n\n")
+
+
+@pytest.mark.parametrize(("name", "images"), [("docvqa", "documents"), ("infovqa", "infographicsvqa_images")])
+def test_documents(models, tmp_path, name, images):
+    folder, answers = tmp_path / name, tmp_path / "out" / "a.jsonl"
+    build = getattr(eval_folders, name)
+    build(folder, [["?"]] * 4)
+    convert_document_questions.main([name, "--data", str(folder)])
+    files = (folder / f"llava_{name}_val.jsonl", folder / images, answers)
+    said = answer(model_vqa_loader.main, models["words"], *files, *REDUCED)
+    right = [["?", said[0].upper()], [said[1] * 9, f"{said[1]}~"], [said[2] + "~" * len(said[2])], [f"{said[3]}~~~~~~"]]
+    build(folder, right)
+    scores = score(name, answers, folder)
+    # Case does not count, the nearest right answer does: one letter of it is missing; one half is; more than one half.
+    by_hand = [1, len(said[1]) / (len(said[1]) + 1), 1 / 2, 0]
+    assert scores["value"] == pytest.approx(100 * sum(by_hand) / 4)
+    assert scores["metric"] == "ANLS (%)"
+    assert counts(scores) == (4, 0, 0)
 
 
 def test_pope(models, tmp_path):

@@ -10,6 +10,7 @@ from openpyxl import load_workbook
 from llava.eval import eval_pope, eval_science_qa, eval_textvqa
 from llava.eval.layout import laid_out
 from scripts import (
+    convert_document_questions,
     convert_gqa_for_eval,
     convert_mmbench_for_submission,
     convert_mmvet_for_eval,
@@ -117,6 +118,25 @@ def test_seed_bench(tmp_path, capsys):
     assert (tmp_path / "upload.jsonl").read_text().splitlines()[1] == '{"question_id": "1", "prediction": "B."}'
     printed = capsys.readouterr().out
     assert "Scene: 50.00%\ntotal: 50.00%\nimage: 50.00%\nvideo: 50.00%\n" in printed
+
+
+@pytest.mark.parametrize("name", ["docvqa", "infovqa"])
+def test_questions_about_documents_are_written_beside_the_official_file(name, tmp_path, capsys):
+    getattr(eval_folders, name)(tmp_path, [["1"], ["2", "two"]])
+    convert_document_questions.main([name, "--data", str(tmp_path)])
+    written = tmp_path / f"llava_{name}_val.jsonl"
+    assert capsys.readouterr().out == f"{written}: written\n"
+    first = [
+        {"question_id": 49150, "image": "page_0.png", "text": "What is the ‘total’ in line 0?" + eval_folders.SHORT},
+        {"question_id": 98310, "image": "20470.jpeg", "text": "How many are in part 0?" + eval_folders.SHORT},
+    ][name == "infovqa"]
+    rows = [json.loads(line) for line in written.read_text().splitlines()]
+    assert (rows[0], len(rows)) == ({**first, "category": "default"}, 2)
+
+
+def test_questions_about_documents_need_the_official_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"expected val_v1.0_withQT.json or val_v1.0.json in .*, found none"):
+        convert_document_questions.main(["docvqa", "--data", str(tmp_path)])
 
 
 def test_eval_pope_takes_files_from_anywhere(tmp_path, capsys):

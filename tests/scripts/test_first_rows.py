@@ -5,6 +5,7 @@ import json
 import eval_folders
 import pytest
 
+from scripts import convert_document_questions
 from scripts.first_rows import main
 from vscan.eval.benchmarks import BENCHMARKS
 from vscan.eval.mmbench import read_mmbench, rounds
@@ -18,6 +19,8 @@ FILES = {
     "science_qa": "llava_test_CQM-A.json",
     "mmbench": "mmbench_dev_20230712.tsv",
     "mme": "llava_mme.jsonl",
+    "docvqa": "llava_docvqa_val.jsonl",
+    "infovqa": "llava_infovqa_val.jsonl",
 }
 
 
@@ -95,10 +98,14 @@ def test_lists_and_folders_without_answers_of_their_own(tmp_path):
         ("science_qa", ["A"] * 3),
         ("mme", ["Yes"] * 4),
         ("mmbench", ["A"] * 4),
+        ("docvqa", [["A"]] * 3),
+        ("infovqa", [["A"]] * 3),
     ],
 )
 def test_the_score_of_a_copy_is_that_of_its_rows(name, right, tmp_path):
     getattr(eval_folders, name)(tmp_path / "whole", right)
+    if name in ("docvqa", "infovqa"):
+        convert_document_questions.main([name, "--data", str(tmp_path / "whole")])
     copy = first(name, tmp_path / "whole", 2)
     if name == "science_qa":
         questions = read_science(copy / FILES[name])

@@ -4,7 +4,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from script_helpers import ALL, FAMILIES, ROOT, SCRIPTS, bash, dry, flag, script_of
+from script_helpers import ALL, FAMILIES, OFFICIAL, ROOT, SCRIPTS, bash, dry, flag, script_of
 
 
 def test_every_script_is_there_and_is_bash(project):
@@ -19,7 +19,7 @@ def test_every_script_is_there_and_is_bash(project):
 
 @pytest.mark.parametrize(("family", "name"), ALL)
 def test_a_dry_run_prints_the_question_and_the_score(project, family, name):
-    answer, score = dry(project, family, name)
+    *before, answer, score = dry(project, family, name)
     package = "qwen" if family == "qwen2_5_vl" else "llava"
     assert answer[:2] == ["python", "-m"]
     assert answer[2].startswith(f"{package}.eval.")
@@ -34,6 +34,9 @@ def test_a_dry_run_prints_the_question_and_the_score(project, family, name):
     if name != "refcoco":
         assert flag(answer, "--answers-file") == flag(score, "--answers") == str(run / "answers.jsonl")
         assert flag(answer, "--question-file").startswith(flag(score, "--data"))
+    folder = f"{data}/{name}"
+    made = [["python", "scripts/convert_document_questions.py", name, "--data", folder]] if name in OFFICIAL else []
+    assert before == made
 
 
 def test_the_flags_of_every_script_are_known(project, tmp_path):
@@ -43,23 +46,26 @@ def test_the_flags_of_every_script_are_known(project, tmp_path):
     from qwen.eval import model_vqa_mmbench as qwen_mmbench
     from qwen.eval import model_vqa_science as qwen_science
     from qwen.eval import test_refcoco as refcoco
+    from scripts import convert_document_questions
     from vscan.eval.__main__ import make_parser
 
     modules = (model_vqa, model_vqa_loader, model_vqa_mmbench, model_vqa_science)
     modules += (qwen_loader, qwen_mmbench, qwen_science, refcoco)
     mains = {module.__name__: module.main for module in modules}
+    mains["scripts/convert_document_questions.py"] = convert_document_questions.main
     for family, arguments in FAMILIES.items():
         places = {"DATA": tmp_path, "MODELS": tmp_path, "OUT": tmp_path}
         done = bash(project, "scripts/run_all.sh", family, *arguments, DRY=1, PYTHON="python", **places)
         lines = done.stdout.splitlines()
         commands = [shlex.split(line) for line in lines if not line.startswith("== ")]
-        assert len(commands) == 2 * len([pair for pair in ALL if pair[0] == family]) + 1
+        assert len(commands) == 2 * len([pair for pair in ALL if pair[0] == family]) + len(OFFICIAL) + 1
         for words in commands:
-            if words[2] == "vscan.eval":
-                make_parser().parse_args(words[3:])
+            command, *flags = words[2:] if words[1] == "-m" else words[1:]
+            if command == "vscan.eval":
+                make_parser().parse_args(flags)
             else:
                 with pytest.raises(FileNotFoundError):
-                    mains[words[2]](words[3:])
+                    mains[command](flags)
 
 
 LLAVA = "--temperature 0 --conv-mode vicuna_v1"

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from script_helpers import BENCHMARKS, bash, dry, flag, script_of
+from script_helpers import BENCHMARKS, OFFICIAL, bash, dry, flag, script_of
 
 
 @pytest.mark.parametrize(
@@ -128,6 +128,38 @@ def test_splits_of_refcoco_may_lie_in_vlm_r1s_folder(project, tmp_path):
     assert flag(answer, "--image-root") == f"{tmp_path}/refcoco/coco"
     assert flag(score, "--data") == f"{tmp_path}/refcoco"
     assert flag(score, "--answers") == flag(answer, "--output-dir")
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_a_question_file_is_made_of_the_official_one_unless_it_is_there(project, tmp_path, name):
+    folder = tmp_path / name
+    questions = folder / f"llava_{name}_val.jsonl"
+    folder.mkdir()
+    (folder / OFFICIAL[name]).touch()
+    make, copy, answer, score = dry(project, "llava1_5", name, DATA=tmp_path, LIMIT=2)
+    assert make == ["python", "scripts/convert_document_questions.py", name, "--data", str(folder)]
+    assert (flag(copy, "--data"), flag(copy, "--question-file")) == (str(folder), questions.name)
+    (folder / OFFICIAL[name]).rename(folder / OFFICIAL[name].replace("_withQT", ""))
+    assert [words[1] for words in dry(project, "llava1_5", name, DATA=tmp_path)] == [make[1], "-m", "-m"]
+    questions.touch()
+    answer, score = dry(project, "llava1_5", name, DATA=tmp_path)
+    assert flag(answer, "--question-file") == str(questions)
+    assert flag(score, "--data") == str(folder)
+
+
+def test_a_question_file_that_nothing_is_there_to_make_of_is_named_before_anything_starts(project, tmp_path):
+    (tmp_path / "llava-v1.5-7b").mkdir()
+    places = [f"{tmp_path}/docvqa/{name}" for name in ("llava_docvqa_val.jsonl", OFFICIAL["docvqa"], "val_v1.0.json")]
+    script, variables = script_of("llava1_5", "docvqa"), {"DATA": tmp_path, "MODELS": tmp_path, "PYTHON": "false"}
+    done = bash(project, script, **variables)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"error: questions: expected {' or '.join(places)}, found none" in done.stderr
+    assert f"missing: questions: expected {' or '.join(places)}" in bash(project, script, DRY=1, **variables).stderr
+    (tmp_path / "docvqa").mkdir()
+    Path(places[1]).touch()
+    done = bash(project, script, **variables)
+    assert (done.returncode, done.stdout) == (2, "")  # the question file is not made where the pictures are missing
+    assert "error: images: expected" in done.stderr
 
 
 def test_a_limit_asks_a_copy_with_fewer_rows_in_a_place_of_its_own(project):

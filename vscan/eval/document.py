@@ -34,6 +34,20 @@ NAMES = (
 )
 
 
+def read_entries(file: str | Path) -> list[dict]:
+    """The questions of an official file as they stand in it.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: for a file of another format, such as a test split's, which has no answers.
+    """
+    content = read_json(file)
+    entries = content.get("data") if isinstance(content, dict) else content
+    check_entries(entries, {"questionId": object, "question": str, "answers": list}, file)
+    check_words(entries, file)
+    return entries
+
+
 def read_gold(folder: str | Path, files: tuple[DataFile, ...]) -> list[dict]:
     """The questions with their right answers.
 
@@ -42,15 +56,11 @@ def read_gold(folder: str | Path, files: tuple[DataFile, ...]) -> list[dict]:
 
     Raises:
         FileNotFoundError: if the file is not in the folder.
-        ValueError: for a file of another format, such as a test split's, which has no answers.
+        ValueError: for a file of another format.
     """
     file = files[1].find(folder)
-    content = read_json(file)
-    entries = content.get("data") if isinstance(content, dict) else content
-    check_entries(entries, {"questionId": object, "question": str, "answers": list}, file)
-    check_words(entries, file)
     questions = []
-    for number, entry in enumerate(entries):
+    for number, entry in enumerate(read_entries(file)):
         image = entry.get("image", entry.get("image_local_name"))
         if not isinstance(image, str) or not Path(image).name:
             raise ValueError(f"{file}, entry {number}: expected image or image_local_name to be a name, got {image!r}")

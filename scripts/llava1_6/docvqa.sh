@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# DocVQA: ANLS on the validation questions (LLaVA-NeXT).
+source "$(dirname "$0")/../_common.sh"
+
+begin llava1_6 docvqa "$@"
+questions docvqa/{llava_docvqa_val.jsonl,val_v1.0_withQT.json,val_v1.0.json}
+images docvqa/documents docvqa/images
+document_questions
+answer llava.eval.model_vqa_loader
+score
