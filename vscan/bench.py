@@ -1,4 +1,7 @@
-"""What `vscan.profile` times: models of real size with random weights, the rows of its table, what each row does."""
+"""What `vscan.profile` times: models of real size with random weights, the rows of its table, what each row does.
+
+What is here is LLaVA's; `vscan.bench_qwen` says what differs on Qwen2.5-VL.
+"""
 
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -12,7 +15,8 @@ from transformers.masking_utils import create_causal_mask
 
 from .api import apply_config
 from .attention import cls_row
-from .config import ReductionConfig
+from .config import Budget, ReductionConfig
+from .decoder import rotary_of
 from .flops import tokens_per_layer, vscan_schedule
 from .methods import method_class
 from .methods.base import Views
@@ -37,6 +41,11 @@ def build(name: str, num_layers: int, dtype: torch.dtype, device: torch.device, 
     sizes = {"num_hidden_layers": num_layers, **MODELS[name][2]}
     text = LlamaConfig(vocab_size=32064, max_position_embeddings=4096, pad_token_id=32001, **sizes)
     config = LlavaConfig(text_config=text, image_token_index=32000)  # its own default tower is CLIP-L at 336 pixels
+    return random_model(config, dtype, device, attn_implementation)
+
+
+def random_model(config, dtype: torch.dtype, device: torch.device, attn_implementation: str | None):
+    """A stock model with random weights, in eval mode."""
     with init_empty_weights():
         model = AutoModelForImageTextToText.from_config(config, attn_implementation=attn_implementation, dtype=dtype)
     # One block of noise over and over: drawing billions of numbers takes minutes, and no time depends on them.
@@ -56,8 +65,8 @@ class Row:
 
     Args:
         kind: "dense", "reduced" or "floor".
-        average: visual tokens of a view, averaged over the decoder's layers.
-        visual: visual tokens of a view in each of these layers.
+        average: visual tokens of a view, averaged over the decoder's layers; on Qwen2.5-VL a share of all.
+        visual: visual tokens of a view in each of these layers; on Qwen2.5-VL of all images of a prompt.
         config: the reduction in force; None unless `kind` is "reduced".
         seconds: {column: a number per round}.
         lengths: columns that each layer's cache holds after the prompt.
@@ -66,7 +75,7 @@ class Row:
     """
 
     kind: str
-    average: int
+    average: Budget
     visual: list[int]
     config: ReductionConfig | None = None
     seconds: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in TIMES})
@@ -101,6 +110,10 @@ def plan(method: str, averages: list[int], fields: dict, num_layers: int, num_to
 class Bench:
     """A LLaVA (stock, or in the original format), a batch of equal prompts, and what each row does with them."""
 
+    stage = "selection+merging"  # what the vision stage adds to the tower
+    num_text = BEFORE + AFTER
+    vision_depth = None  # blocks of the whole tower, where only some of them are here
+
     def __init__(self, model: nn.Module, num_views: int, batch_size: int):
         self.model, self.num_views, self.batch_size = model, num_views, batch_size
         inner = model.model
@@ -116,6 +129,9 @@ class Bench:
         self.pixels = torch.randn(batch_size * num_views, 3, side, side, device=self.device).to(model.dtype)
         ids = torch.ones(batch_size, BEFORE + AFTER, dtype=torch.long, device=self.device)
         self.text = self.decoder.embed_tokens(ids).detach()
+
+    def __str__(self) -> str:
+        return f"{self.num_views} x {self.num_tokens} visual and {self.num_text} text tokens"
 
     @contextmanager
     def reduced(self, row: Row):
@@ -164,15 +180,19 @@ class Bench:
 
     def prefill(self, row: Row, embeds: Tensor) -> DynamicCache:
         """Run the prompts through the decoder."""
-        cache, extra = DynamicCache(config=self.config), {}
-        if row.kind == "reduced":
-            visual = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=self.device)
-            visual[:, BEFORE:-AFTER] = True
-            counts = (1, self.num_tokens, row.visual[0])
-            lists = [[self.num_views * count] * self.batch_size for count in counts]
-            extra["visual_prompt"] = VisualPrompt(visual, *lists, [embeds.shape[1]] * self.batch_size)
-        self.run(row, embeds, cache, **extra)
+        cache = DynamicCache(config=self.config)
+        self.run(row, embeds, cache, **self.keywords(row, embeds))
         return cache
+
+    def keywords(self, row: Row, embeds: Tensor) -> dict:
+        """What the decoder is told about a prompt beside its embeddings."""
+        if row.kind != "reduced":
+            return {}
+        visual = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=self.device)
+        visual[:, BEFORE:-AFTER] = True
+        counts = (1, self.num_tokens, row.visual[0])
+        lists = [[self.num_views * count] * self.batch_size for count in counts]
+        return {"visual_prompt": VisualPrompt(visual, *lists, [embeds.shape[1]] * self.batch_size)}
 
     def decode(self, row: Row, cache: DynamicCache, num_tokens: int) -> None:
         """Run more tokens, one at a time."""
@@ -188,9 +208,9 @@ class Bench:
             if index == 0 or row.visual[index] < row.visual[index - 1]:
                 past = cache.get_seq_length(index)
                 if past == 0:
-                    hidden = hidden[:, : self.num_views * row.visual[index] + BEFORE + AFTER]
+                    hidden = hidden[:, : self.num_views * row.visual[index] + self.num_text]
                 positions = torch.arange(past, past + hidden.shape[1], device=self.device).unsqueeze(0)
                 mask = create_causal_mask(self.config, hidden, None, cache, None, layer_idx=index)
-                options = {"attention_mask": mask, "position_embeddings": self.decoder.rotary_emb(hidden, positions)}
+                options = {"attention_mask": mask, "position_embeddings": rotary_of(self.decoder, hidden, positions)}
             hidden = layer(hidden, past_key_values=cache, use_cache=True, **options)
         self.decoder.norm(hidden)

@@ -1,16 +1,16 @@
 """How fast a reduced model is and how far from its best: dense, reduced and floor take turns in one run, in one table.
 
     python -m vscan.profile --model llava-1.5-7b --random-weights --layers 8 --dtype bfloat16 --average 192 128 64
+    python -m vscan.profile --model qwen2.5-vl-7b --random-weights --layers 2 --image-size 896x896 --average 0.222
 
 The *floor* is the same decoder given the shortened prompt from the start, run of layers by run of layers, so that
-selecting, dropping and book-keeping cost nothing. `vscan.bench` says what each row does; `measure` and `report` here
-measure and print it.
+selecting, dropping and book-keeping cost nothing. `vscan.bench` and `vscan.bench_qwen` say what each row does;
+`measure` and `report` here measure and print it.
 """
 
 import argparse
 import os
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -18,40 +18,20 @@ import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
-from .bench import AFTER, BEFORE, MODELS, TIMES, Bench, Row, build, plan
-from .eval.arguments import add, parse, positive
+from . import bench_qwen
+from .bench import MODELS, TIMES, Bench, Row, build, plan
+from .eval.arguments import add, budget, parse, positive
 from .flops import decoder_flops, kv_cache_bytes
 from .methods import METHODS
+from .timing import clock_of, peak_bytes, spread, table
 
-
-def peak_bytes(action: Callable[[], object], device: torch.device) -> int:
-    """The most memory that PyTorch's allocator held during an action, beyond what it held before."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        action()
-        return torch.cuda.max_memory_allocated(device) - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        action()
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
+OUTSIDE_BLOCKS = "vision tower without its blocks"  # timed where the tower is cut
 
 
 def attention_flops(query, key, value, *args, **kwargs) -> int:
     """FLOPs of the CPU's attention kernel, unknown to torch's counter: all pairs, as it counts those of GPUs."""
     batch, heads, length, width = query
     return 2 * batch * heads * length * key[2] * (width + value[3])
-
-
-def clock_of(device: torch.device) -> tuple[str, Callable[[], float]]:
-    """A clock. One CPU thread is timed by the CPU time it got, which other jobs of the machine change little."""
-    if device.type == "cpu":
-        return ("CPU time", time.process_time) if torch.get_num_threads() == 1 else ("wall time", time.perf_counter)
-    return "wall time", lambda: torch.cuda.synchronize(device) or time.perf_counter()
 
 
 @torch.inference_mode()
@@ -79,7 +59,7 @@ def measure(bench: Bench, rows: list[Row], rounds: int, new_tokens: int) -> None
     def timed(row: Row, name: str, action: Callable, *args, per: int = 1):
         start = clock()
         result = action(*args)
-        row.seconds[name].append((clock() - start) / per)
+        row.seconds.setdefault(name, []).append((clock() - start) / per)
         return result
 
     for number in range(rounds):
@@ -87,35 +67,28 @@ def measure(bench: Bench, rows: list[Row], rounds: int, new_tokens: int) -> None
             with bench.reduced(row):
                 if row.kind == "dense":
                     timed(row, "vision tower", bench.tower)
+                    if bench.vision_depth:
+                        timed(row, OUTSIDE_BLOCKS, bench.outside_blocks)
                 if row.kind == "reduced":
-                    timed(row, "selection+merging", selections[index])
+                    timed(row, Bench.stage, selections[index])
                 cache = timed(row, "prefill", bench.prefill, row, embeds[index])
                 timed(row, "decode per token", bench.decode, row, cache, new_tokens, per=new_tokens)
 
 
-def spread(values: list[float], unit: str = "") -> str:
-    """Median and half of the distance between the quartiles, as seconds, as a share, or plain."""
-    if not values:
-        return ""
-    low, median, high = torch.tensor(values).double().quantile(torch.tensor([0.25, 0.5, 0.75]).double()).tolist()
-    scale, unit = (100, unit) if unit == "%" else (1000, "ms") if unit == "s" and median < 1 else (1, unit)
-    return f"{scale * median:.4g} ±{scale * (high - low) / 2:.2g} {unit}".rstrip()
+def whole_tower(dense: Row, num_blocks: int, depth: int) -> list[float]:
+    """Seconds of a tower of `depth` blocks in each round, worked out from those of one cut to `num_blocks`."""
+    pairs = zip(dense.seconds["vision tower"], dense.seconds[OUTSIDE_BLOCKS], strict=True)
+    return [outside + (tower - outside) * depth / num_blocks for tower, outside in pairs]
 
 
-def table(head: list[str], lines: list[list[str]]) -> str:
-    """A Markdown table, aligned so that it can be read as it stands."""
-    widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
-    padded = [[cell.rjust(width) for cell, width in zip(line, widths, strict=True)] for line in (head, *lines)]
-    padded.insert(1, ["-" * (width - 1) + ":" for width in widths])
-    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
-
-
-def report(rows: list[Row], full_layers: int) -> str:
+def report(rows: list[Row], full_layers: int, stage: str = Bench.stage, vision: tuple[int, int] | None = None) -> str:
     """The table, and below it ratios: medians over the rounds of ratios within a round.
 
     Args:
         rows: measured.
         full_layers: decoder layers of the whole model; where fewer were run, its ratios are worked out from the parts.
+        stage: what the vision stage adds to the tower.
+        vision: blocks of the tower that was run, and of the whole one, where it was cut.
     """
     lines = [
         [
@@ -126,9 +99,11 @@ def report(rows: list[Row], full_layers: int) -> str:
         ]
         for row in rows
     ]
-    text = table(["", *TIMES, "peak memory", "KV cache", "FLOPs by formula", "FLOPs counted"], lines)
+    times_head = [name.replace(Bench.stage, stage) for name in TIMES]
+    text = table(["", *times_head, "peak memory", "KV cache", "FLOPs by formula", "FLOPs counted"], lines)
 
     dense, times, ratios = rows[0], len(rows[0].visual) / full_layers, []
+    tower = whole_tower(dense, *vision) if vision else dense.seconds["vision tower"]
     for reduced, floor in zip(rows[1::2], rows[2::2], strict=True):
         line = [str(reduced.average)]
         # Dense and floor grow with the layers; what a reduction adds to its floor is there once.
@@ -136,12 +111,34 @@ def report(rows: list[Row], full_layers: int) -> str:
             rounds = list(zip(*(row.seconds[name] for row in (dense, reduced, floor)), strict=True))
             line.append(spread([d / (f + part * (r - f)) for d, r, f in rounds]))
             line.append(spread([1 + part * (r - f) / f for d, r, f in rounds]))
-        pairs = zip(reduced.seconds["selection+merging"], dense.seconds["vision tower"], strict=True)
+        pairs = zip(reduced.seconds[Bench.stage], tower, strict=True)
         line += [spread([above / below for above, below in pairs], "%"), f"{reduced.peak / dense.peak:.3f}"]
         ratios.append(line if times < 1 else line[:3] + line[5:])
     head = ["average", "prefill d/r", "r/f", f"{full_layers} layers: d/r", "r/f", "decode d/r", "r/f"]
-    head = [*(head if times < 1 else head[:3] + head[5:]), "selection+merging/tower", "peak r/d"]
+    whole = f"{stage}/tower" + (f" of {vision[1]} blocks" if vision else "")
+    head = [*(head if times < 1 else head[:3] + head[5:]), whole, "peak r/d"]
     return f"{text}\n\nd = dense, r = reduced, f = floor\n\n{table(head, ratios)}"
+
+
+def device_of(args: argparse.Namespace) -> torch.device:
+    """The device that the flags ask for, with as many threads as they ask for.
+
+    Raises:
+        ValueError: for a device that is not there.
+    """
+    try:
+        device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"--device: expected a device of this machine, got {args.device!r}") from error
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    return device
+
+
+def dtype_of(args: argparse.Namespace, device: torch.device) -> torch.dtype:
+    """The dtype that the flags ask for."""
+    return getattr(torch, ("float32" if device.type == "cpu" else "float16") if args.dtype == "auto" else args.dtype)
 
 
 def prepare(args: argparse.Namespace, fields: dict) -> tuple[Bench, list[Row], int]:
@@ -154,14 +151,16 @@ def prepare(args: argparse.Namespace, fields: dict) -> tuple[Bench, list[Row], i
         raise ValueError("expected either --model-path, or --model together with --random-weights")
     if args.model_path and args.layers:
         raise ValueError(f"--layers: expected none beside --model-path, got {args.layers}")
-    try:
-        device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as error:
-        raise ValueError(f"--device: expected a device of this machine, got {args.device!r}") from error
-    if args.threads:
-        torch.set_num_threads(args.threads)
-
+    if args.model in bench_qwen.MODELS:
+        return prepare_qwen(args, fields, device_of(args))
+    for flag in ("image_size", "vision_layers"):
+        if getattr(args, flag):
+            name = args.model or args.model_path
+            raise ValueError(f"--{flag.replace('_', '-')}: expected none beside {name}, got {getattr(args, flag)}")
+    args.average = args.average or [192, 128, 64]
+    if not all(isinstance(average, int) for average in args.average):
+        raise ValueError(f"--average: expected counts of tokens such as 192, got {args.average}")
+    device = device_of(args)
     if args.model_path:
         from llava.model.builder import load_model
 
@@ -174,9 +173,34 @@ def prepare(args: argparse.Namespace, fields: dict) -> tuple[Bench, list[Row], i
     if num_layers > full_layers:
         raise ValueError(f"--layers: expected at most the {full_layers} of {args.model}, got {num_layers}")
     rows = plan(args.method, args.average, fields, num_layers, 576)
-    dtype = ("float32" if device.type == "cpu" else "float16") if args.dtype == "auto" else args.dtype
-    model = build(args.model, num_layers, getattr(torch, dtype), device, args.attn_implementation)
+    model = build(args.model, num_layers, dtype_of(args, device), device, args.attn_implementation)
     return Bench(model, views, args.batch_size), rows, full_layers
+
+
+def prepare_qwen(args: argparse.Namespace, fields: dict, device: torch.device) -> tuple[Bench, list[Row], int]:
+    """`prepare` for a Qwen2.5-VL with random weights."""
+    full_layers, depth = bench_qwen.MODELS[args.model]["num_hidden_layers"], bench_qwen.VISION_DEPTH
+    num_layers, num_blocks = args.layers or full_layers, args.vision_layers or depth
+    if num_layers > full_layers:
+        raise ValueError(f"--layers: expected at most the {full_layers} of {args.model}, got {num_layers}")
+    if num_blocks > depth or num_blocks % bench_qwen.VISION_PERIOD:
+        raise ValueError(f"--vision-layers: expected 8, 16, 24 or {depth}, got {num_blocks}")
+    grids = [bench_qwen.grid_of(*size) for size in args.image_size or [(896, 896)]]
+    images = [height * width // 4 for _, height, width in grids]
+    rows = bench_qwen.plan(args.method, args.average or [0.333, 0.222, 0.111], fields, num_layers, images)
+    model = bench_qwen.build(
+        args.model, num_layers, num_blocks, dtype_of(args, device), device, args.attn_implementation
+    )
+    cut = depth if num_blocks < depth else None
+    return bench_qwen.QwenBench(model, grids, args.batch_size, cut), rows, full_layers
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """Width and height in pixels, written 1280x720."""
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise argparse.ArgumentTypeError(f"expected width x height in pixels such as 1280x720, got {text!r}")
+    return int(width), int(height)
 
 
 def main(argv: list[str]) -> None:
@@ -186,11 +210,14 @@ def main(argv: list[str]) -> None:
         FileNotFoundError, ImportError, ValueError: for bad input.
     """
     parser = argparse.ArgumentParser(prog="python -m vscan.profile", add_help=False, allow_abbrev=False)
-    add(parser, "--model", choices=list(MODELS), help="a model of this size, with --random-weights")
+    add(parser, "--model", choices=[*MODELS, *bench_qwen.MODELS], help="a model of this size, with --random-weights")
     add(parser, "--random-weights", action="store_true", help="no checkpoint is read")
     add(parser, "--model-path", help="a checkpoint folder, instead of these two")
     add(parser, "--layers", type=positive, help="decoder layers of --model; default: all")
-    add(parser, "--average", type=positive, nargs="+", default=[192, 128, 64], help="tokens of a view, over all layers")
+    help_text = "over all layers: tokens of a view; for Qwen2.5-VL shares; default: 192 128 64 or 0.333 0.222 0.111"
+    add(parser, "--average", type=budget, nargs="+", help=help_text)
+    add(parser, "--image-size", type=image_size, nargs="+", help="images of a Qwen2.5-VL prompt; default: 896x896")
+    add(parser, "--vision-layers", type=positive, help="cut a Qwen2.5-VL tower to 8, 16 or 24 of its blocks")
     add(parser, "--method", default="vscan", choices=list(METHODS))
     add(parser, "--batch-size", type=positive, default=1, help="prompts at a time")
     add(parser, "--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
@@ -204,7 +231,7 @@ def main(argv: list[str]) -> None:
     print(
         f"{args.model or args.model_path}, {bench.config.num_hidden_layers} of {full_layers} decoder layers, "
         f"{args.method}, {bench.model.dtype}, {bench.config._attn_implementation}, batch {args.batch_size}, "
-        f"{bench.num_views} x {bench.num_tokens} visual and {BEFORE + AFTER} text tokens"
+        f"{bench}"
     )
     print(
         f"{clock_of(bench.device)[0]} on {bench.device}, {torch.get_num_threads()} CPU threads, {args.rounds} rounds, "
@@ -212,7 +239,8 @@ def main(argv: list[str]) -> None:
         flush=True,
     )
     measure(bench, rows, args.rounds, args.new_tokens)
-    print(report(rows, full_layers))
+    vision = (len(bench.visual_tower.blocks), bench.vision_depth) if bench.vision_depth else None
+    print(report(rows, full_layers, bench.stage, vision))
 
 
 if __name__ == "__main__":

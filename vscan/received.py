@@ -1,15 +1,31 @@
 """Attention *received*: how much the tokens of a segment attend to each of them, without an N x N map.
 
 A vision tower without [CLS] ranks its patches by this (VScan on Qwen2.5-VL). Memory grows linearly: queries come in
-chunks, one head at a time, and a chunk of logits stays in the processor's cache.
+chunks, one head at a time, and a chunk of logits stays in the processor's cache. `vscan.received_gpu` does the same on
+a GPU in two kernels.
 """
+
+from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 # Logits in a chunk: 1 MiB of fp32, about a core's own cache; on other devices few and large kernels count.
 CHUNK = 2**18
+# Queries in a chunk, at least: of 16,384 tokens CHUNK allows 16, which make thin and slow products.
+QUERIES = 64
 CHUNK_ELSEWHERE = 2**25
+
+
+@lru_cache(maxsize=1)
+def gpu_version() -> Callable | None:
+    """`received_by_kernel`, or None where Triton is not installed."""
+    try:
+        from .received_gpu import received_by_kernel
+    except ImportError:
+        return None
+    return received_by_kernel
 
 
 @torch.no_grad()
@@ -31,11 +47,18 @@ def attention_received(query: Tensor, key: Tensor, lengths: list[int], scale: fl
     """
     if sum(lengths) != query.shape[1]:
         raise ValueError(f"lengths: expected segments of {query.shape[1]} tokens in all, got {sum(lengths)}")
+    if query.device.type == "cuda" and query.dtype != torch.float64 and gpu_version() is not None:
+        return gpu_version()(query, key, lengths, scale)
+    return received_in_chunks(query, key, lengths, scale)
+
+
+def received_in_chunks(query: Tensor, key: Tensor, lengths: list[int], scale: float) -> Tensor:
+    """`attention_received` on any device, with nothing but torch; the arguments and the result are the same."""
     received = torch.zeros(query.shape[1], dtype=torch.float32, device=query.device)
     chunk = CHUNK if query.device.type == "cpu" else CHUNK_ELSEWHERE
     for queries, keys in zip(query, key, strict=True):  # N d
         queries, keys = queries.float() * scale, keys.float()
         for q, k, total in zip(queries.split(lengths), keys.split(lengths), received.split(lengths), strict=True):
-            for part in q.split(max(1, chunk // len(k))):
+            for part in q.split(max(QUERIES, chunk // len(k))):
                 total += (part @ k.T).softmax(dim=-1).sum(dim=0) / len(k)
     return received

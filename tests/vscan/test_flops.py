@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vscan.config import count
 from vscan.flops import (
     average_tokens,
     decoder_flops,
@@ -16,6 +17,7 @@ from vscan.flops import (
     retention,
     tokens_per_layer,
     vscan_schedule,
+    vscan_shares,
 )
 
 LLAVA_7B = {"hidden_size": 4096, "intermediate_size": 11008}
@@ -262,3 +264,24 @@ def test_a_layer_that_is_not_the_middle_one_gets_budgets_near_the_average():
     for layer in (0, 8, -1):
         with pytest.raises(ValueError, match=f"layer: expected one of 1 to 7, got {layer}"):
             vscan_schedule(64, 8, layer)
+
+
+@pytest.mark.parametrize(("average", "num_layers"), [(0.333, 28), (0.222, 36), (0.111, 64), (1 / 9, 28)])
+def test_shares_enter_at_one_and_a_half_and_leave_at_half_of_the_average(average, num_layers):
+    share, layers = vscan_shares(average, num_layers)
+    assert share == pytest.approx(1.5 * average)
+    assert layers == ((num_layers // 2, 1 / 3),)
+    schedule = tokens_per_layer(num_layers, count(36000, share), layers)
+    assert average_tokens(schedule) == pytest.approx(36000 * average, abs=1)
+    assert schedule[-1] == schedule[0] // 3
+
+
+@pytest.mark.parametrize("average", [0.0, -0.1, 2 / 3, 1.0, 1, 192, True, float("nan")])
+def test_an_average_that_no_share_gives_is_refused(average):
+    with pytest.raises(ValueError, match=r"average: expected a share \(float\) above 0 and below 2/3, got"):
+        vscan_shares(average, 28)
+
+
+def test_shares_of_an_odd_number_of_layers_are_refused():
+    with pytest.raises(ValueError, match="num_layers: expected an even count, so that the average is met exactly"):
+        vscan_shares(0.2, 27)

@@ -1,9 +1,12 @@
 """Attention received, against whole maps: any segments, any chunk, any dtype, and nothing that grows with N x N."""
 
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vscan import received
@@ -39,13 +42,15 @@ def by_maps(query, key, lengths, scale):
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=5),
     heads=st.integers(1, 4),
     chunk=st.sampled_from([1, 7, 64, 1000, 2**18]),
+    queries=st.sampled_from([1, 3, 64]),
     scale=st.sampled_from([1.0, 0.25, 4.0]),
     seed=st.integers(0, 99),
 )
-def test_it_is_the_column_mean_of_every_segments_map(lengths, heads, chunk, scale, seed):
+def test_it_is_the_column_mean_of_every_segments_map(lengths, heads, chunk, queries, scale, seed):
     query, key = states(heads, sum(lengths), seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(received, "CHUNK", chunk)
+        patch.setattr(received, "QUERIES", queries)
         found = attention_received(query, key, lengths, scale)
     expected = by_maps(query, key, lengths, scale)
     torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=1e-5)
@@ -68,6 +73,13 @@ def test_no_map_is_made():
     assert largest.numel <= received.CHUNK < 2000 * 2000
 
 
+def test_a_chunk_of_a_long_segment_is_never_thin():
+    query, key = states(1, 5000, seed=2)
+    with Largest() as largest:
+        attention_received(query, key, [5000], 0.3)
+    assert largest.numel == received.QUERIES * 5000
+
+
 def test_it_carries_no_gradient():
     query, key = states(1, 10, seed=3)
     assert not attention_received(query.requires_grad_(), key, [10], 1.0).requires_grad
@@ -77,3 +89,36 @@ def test_segments_of_other_tokens_are_refused():
     query, key = states(1, 10, seed=3)
     with pytest.raises(ValueError, match="expected segments of 10 tokens in all, got 9"):
         attention_received(query, key, [4, 5], 1.0)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "expected"),
+    [
+        ("cuda", torch.float32, "kernel"),
+        ("cuda", torch.bfloat16, "kernel"),
+        ("cuda", torch.float16, "kernel"),
+        ("cuda", torch.float64, "chunks"),
+        ("cpu", torch.bfloat16, "chunks"),
+    ],
+)
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_gpu_takes_the_kernel_where_triton_is_installed(monkeypatch, device, dtype, expected, installed):
+    monkeypatch.setattr(received, "gpu_version", lambda: (lambda *given: ("kernel", given)) if installed else None)
+    monkeypatch.setattr(received, "received_in_chunks", lambda *given: ("chunks", given))
+    with FakeTensorMode():
+        query, key = torch.empty(2, 3, 10, 8, dtype=dtype, device=device)
+        kind, given = attention_received(query, key, [4, 6], 0.5)
+    assert kind == (expected if installed else "chunks")
+    assert given[0] is query
+    assert given[1] is key
+    assert given[2:] == ([4, 6], 0.5)
+
+
+def test_without_triton_there_is_no_kernel(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "vscan.received_gpu", raising=False)
+    received.gpu_version.cache_clear()
+    try:
+        assert received.gpu_version() is None
+    finally:
+        received.gpu_version.cache_clear()
