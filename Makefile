@@ -23,11 +23,12 @@ $(OLDEST)/.ready: pyproject.toml
 demo: setup
 	$(VENV)/bin/python -m playground.demo
 
+# Tests run on one thread each, so that every core takes a part of the files.
 test: setup
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile
 
 test-oldest: $(OLDEST)/.ready
-	$(OLDEST)/bin/python -m pytest
+	$(OLDEST)/bin/python -m pytest -n auto --dist loadfile
 
 lint: setup
 	$(VENV)/bin/ruff check .
