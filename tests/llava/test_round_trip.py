@@ -64,7 +64,8 @@ def answer(main, model: Path, question_file: Path, images: Path | None, output: 
 def score(name: str, answers: Path, folder: Path) -> dict:
     """What the command writes."""
     evaluate([name, "--answers", str(answers), "--data", str(folder)])
-    return json.loads((answers.parent / "scores.json").read_text())
+    name = "scores.json" if answers.name == "answers.jsonl" else f"{answers.stem}.scores.json"
+    return json.loads((answers.parent / name).read_text())
 
 
 def counts(scores: dict) -> tuple:

@@ -34,7 +34,8 @@ def make_parser() -> argparse.ArgumentParser:
         add(command, "--answers", required=True, type=Path, help="answers as the evaluation commands write them")
         in_eval = f"the benchmark's folder in LLaVA's layout, eval/{benchmark.folder}"
         add(command, "--data", required=True, type=Path, help=in_eval)
-        add(command, "--output", type=Path, help="scores to write; default: scores.json beside the answers")
+        scores = "scores to write; default: scores.json beside answers.jsonl, NAME.scores.json beside NAME.jsonl"
+        add(command, "--output", type=Path, help=scores)
     command = commands.add_parser("all", allow_abbrev=False, help="score all answers in a folder of the scripts")
     add(command, "--answers", required=True, type=Path, metavar="OUT", help=f"folder or a part of it: {LAYOUT}")
     add(command, "--data", required=True, type=Path, help="LLaVA's eval folder, with a folder a benchmark")

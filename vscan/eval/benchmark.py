@@ -3,6 +3,7 @@
 Every benchmark is a file of this folder with a `BENCHMARK`; `vscan.eval.benchmarks` has them by name.
 """
 
+import codecs
 import json
 import os
 from collections import defaultdict
@@ -39,6 +40,14 @@ class DataFile:
                 return place
         places = " or ".join(self.paths)
         raise FileNotFoundError(f"expected {places} in {str(folder)!r} ({self.purpose}), found none")
+
+    def is_in(self, folder: str | Path) -> bool:
+        """Whether it lies in one of its places."""
+        try:
+            self.find(folder)
+        except FileNotFoundError:
+            return False
+        return True
 
 
 @dataclass(frozen=True)
@@ -87,8 +96,29 @@ class Benchmark:
     check: Callable[[Path], list[str]] = lambda folder: []
 
 
+def parse_json(content: bytes):
+    """Parse JSON, with a byte order mark or without.
+
+    Raises:
+        ValueError: for what is no JSON, or is nested too deeply to be read.
+    """
+    try:
+        return json.loads(content)
+    except RecursionError as error:
+        raise ValueError("JSON that is nested too deeply") from error
+
+
 def read_rows(file: str | Path) -> list[dict]:
-    """Read a file of JSON objects, one a line.
+    """Read a file of JSON objects, one a line; blank lines are none.
+
+    Raises:
+        FileNotFoundError, ValueError: as `numbered_rows`.
+    """
+    return [row for _, row in numbered_rows(file)]
+
+
+def numbered_rows(file: str | Path) -> list[tuple[int, dict]]:
+    """Read a file of JSON objects, each with the number of its line.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -97,21 +127,25 @@ def read_rows(file: str | Path) -> list[dict]:
     if not Path(file).is_file():
         raise FileNotFoundError(f"expected a file at {str(file)!r}, found none")
     rows = []
-    for number, line in enumerate(Path(file).read_bytes().splitlines(), start=1):
+    for number, line in enumerate(Path(file).read_bytes().removeprefix(codecs.BOM_UTF8).splitlines(), start=1):
         if not line.strip():
             continue
+        shown = line.decode(errors="replace")[:60]
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
-            raise ValueError(f"{file}, line {number}: expected a JSON object, got {line[:60]!r}") from error
+            raise ValueError(f"{file}, line {number}: expected a JSON object, got {shown!r}") from error
         if not isinstance(row, dict):
-            raise ValueError(f"{file}, line {number}: expected a JSON object, got {line[:60]!r}")
-        rows.append(row)
+            raise ValueError(f"{file}, line {number}: expected a JSON object, got {shown!r}")
+        rows.append((number, row))
     return rows
 
 
 def asked(row: dict) -> tuple[str, str]:
-    """What a question shares with its answer, a key for `join`: the id, and the words that were asked."""
+    """What a question shares with its answer, a key for `join`: the id, and the words that were asked.
+
+    An answer must have its prompt: `gold.read_answers` sees to that.
+    """
     return str(row["question_id"]), row.get("prompt", row["text"])
 
 
@@ -128,19 +162,19 @@ def join(questions: list[dict], answers: list[dict], file: str | Path, key: Call
         For every question its answer, or None where there is none.
 
     Raises:
-        ValueError: for an answer to no question of these, or a second one to the same, naming its line.
+        ValueError: for an answer to no question of these, or a second one to the same, naming its row.
     """
     rows = defaultdict(list)
     for row, question in enumerate(questions):
         rows[key(question)].append(row)
     taken: dict[object, int] = defaultdict(int)
     joined: list = [None] * len(questions)
-    for line, answer in enumerate(answers, start=1):
+    for row, answer in enumerate(answers, start=1):
         which = key(answer)
         if which not in rows:
-            raise ValueError(f"{file}, line {line}: expected an answer to one of the questions, got one to {which!r}")
+            raise ValueError(f"{file}, row {row}: expected an answer to one of the questions, got one to {which!r}")
         if taken[which] == len(rows[which]):
-            raise ValueError(f"{file}, line {line}: expected one answer a question, got another one to {which!r}")
+            raise ValueError(f"{file}, row {row}: expected one answer a question, got another one to {which!r}")
         joined[rows[which][taken[which]]] = answer
         taken[which] += 1
     return joined

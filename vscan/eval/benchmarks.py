@@ -67,13 +67,13 @@ def _video(answers: Path, folder: Path, output: Path, name: str) -> None:
     video.write_for_judge(answers, folder, BENCHMARKS[name], output)
 
 
-SUBMISSIONS: dict[str, Submission] = {
-    "vqav2": Submission(".upload.json", vqav2.write_submission),
-    "vizwiz": Submission(".upload.json", vizwiz.write_submission),
-    **{name: Submission(".upload.xlsx", partial(_mmbench, name=name)) for name in mmbench_scores.TABLES},
-    "mm_vet": Submission(".json", mm_vet.write_submission),
+SUBMISSIONS: dict[str, tuple[Submission, ...]] = {
+    "vqav2": (Submission(".upload.json", vqav2.write_submission),),
+    "vizwiz": (Submission(".upload.json", vizwiz.write_submission),),
+    **{name: (Submission(".upload.xlsx", partial(_mmbench, name=name)),) for name in mmbench_scores.TABLES},
+    "mm_vet": (Submission(".json", mm_vet.write_submission), Submission(".judge.jsonl", mm_vet.write_for_judge)),
     **{
-        benchmark.name: Submission(".judge.jsonl", partial(_video, name=benchmark.name))
+        benchmark.name: (Submission(".judge.jsonl", partial(_video, name=benchmark.name)),)
         for benchmark in video.BENCHMARKS
     },
 }

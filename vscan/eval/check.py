@@ -7,6 +7,7 @@ from .benchmark import Benchmark, DataFile, read_rows
 from .benchmarks import BENCHMARKS
 from .gold import read_json
 from .mmbench import read_table
+from .sheet import read_sheet
 
 LISTS = ("data", "questions", "annotations")  # keys under which published files have their rows
 MOST_NAMES = 3  # that are shown of what is missing
@@ -48,6 +49,8 @@ def read_entries(file: Path) -> list | None:
         return None
     if file.suffix == ".tsv":
         return read_table(file, {"index"})
+    if file.suffix == ".xlsx":
+        return read_sheet(file)
     if file.suffix not in (".json", ".jsonl"):
         return None
     if file.suffix == ".jsonl":
@@ -70,13 +73,37 @@ def _find(file: DataFile, folder: Path) -> Path | None:
 
 
 def _check_images(rows: list, folder: Path, places: list[Path]) -> tuple[list[str], list[str]]:
-    """Whether the pictures that questions name are in one of the places; returns what is there, and problems."""
-    names = list(dict.fromkeys(row["image"] for row in rows if isinstance(row, dict) and row.get("image")))
-    missing = [name for name in names if not any((place / str(name)).is_file() for place in (*places, folder))]
+    """Whether the pictures that questions name are in one of the places; returns what is there, and what is missing.
+
+    Raises:
+        ValueError: for an image that is no name, naming its row.
+    """
+    named = [(row, entry["image"]) for row, entry in enumerate(rows) if isinstance(entry, dict) and entry.get("image")]
+    for row, name in named:
+        if not isinstance(name, str):
+            raise ValueError(f"questions, row {row}: expected image to be a string, got {name!r}")
+    names = list(dict.fromkeys(name for _, name in named))
+    missing = [name for name in names if not any((place / name).is_file() for place in (*places, folder))]
     if not missing:
         return [f"{len(names)} images"], []
-    some = ", ".join(map(str, missing[:MOST_NAMES])) + ", ..." * (len(missing) > MOST_NAMES)
+    some = ", ".join(missing[:MOST_NAMES]) + ", ..." * (len(missing) > MOST_NAMES)
     return [], [f"{len(missing)} of {len(names)} images: {some}"]
+
+
+def _check_rows(file: DataFile, place: Path) -> tuple[list[str], list[str], list]:
+    """Count the rows of a data file; returns what is there, problems, and the rows (none of a folder)."""
+    try:
+        entries = read_entries(place)
+    except (OSError, ValueError) as error:
+        return [], [str(error)], []
+    if entries is None:
+        return [], [], []
+    there = f"{place.name} {len(entries)}"
+    if file.num_rows is None:
+        return [f"{there} (count not known)"], [], entries
+    if file.num_rows == len(entries):
+        return [there], [], entries
+    return [there], [f"{place.name}: expected {file.num_rows} rows as published, got {len(entries)}"], entries
 
 
 def check_benchmark(benchmark: Benchmark, folder: Path) -> Finding:
@@ -89,28 +116,21 @@ def check_benchmark(benchmark: Benchmark, folder: Path) -> Finding:
         if place is None:
             (missing if file.required else absent).append(f"{' or '.join(file.paths)} ({file.purpose})")
             continue
-        try:
-            entries = read_entries(place)
-        except (OSError, ValueError) as error:
-            problems.append(str(error))
-            continue
-        if entries is None:
-            continue
-        there.append(f"{place.name} {len(entries)}")
-        if file.num_rows not in (None, len(entries)):
-            problems.append(f"{place.name}: expected {file.num_rows} rows as published, got {len(entries)}")
+        counted, wrong, entries = _check_rows(file, place)
+        there += counted
+        problems += wrong
         if file.purpose == "questions" and not asked and place.suffix != ".tsv":
             asked = entries
     folders = [place for file, place in places.items() if file.purpose == "images" and place is not None]
-    if asked and folders:
-        found, lost = _check_images(asked, folder, folders)
-        there += found
-        missing += lost
-    if not any(place is None for file, place in places.items() if file.required and file.purpose != "images"):
-        try:
+    try:
+        if asked and folders:
+            found, lost = _check_images(asked, folder, folders)
+            there += found
+            missing += lost
+        if not any(place is None for file, place in places.items() if file.required and file.purpose != "images"):
             problems += benchmark.check(folder)
-        except (OSError, ValueError, KeyError) as error:
-            problems.append(str(error))
+    except (OSError, ValueError) as error:
+        problems.append(str(error))
     return Finding(benchmark, tuple(there), tuple(absent), tuple(missing), tuple(dict.fromkeys(problems)))
 
 

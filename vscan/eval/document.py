@@ -10,8 +10,10 @@ from pathlib import Path
 from .benchmark import Benchmark, DataFile, Scores, join
 from .gold import (
     SHORT_SUFFIX,
+    are_words,
     check_entries,
     check_prompts,
+    check_types,
     check_words,
     identity,
     percent,
@@ -45,6 +47,8 @@ def read_entries(file: str | Path) -> list[dict]:
     entries = content.get("data") if isinstance(content, dict) else content
     check_entries(entries, {"questionId": object, "question": str, "answers": list}, file)
     check_words(entries, file)
+    for key in ("question_types", "answer_type"):
+        check_types(entries, key, are_words, "a list of strings", file)
     return entries
 
 

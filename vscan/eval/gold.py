@@ -2,10 +2,10 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from .benchmark import read_rows
+from .benchmark import numbered_rows, parse_json
 from .records import write_whole
 
 SHORT_SUFFIX = "\nAnswer the question using a single word or phrase."
@@ -21,7 +21,7 @@ def read_json(file: str | Path) -> dict | list:
     if not Path(file).is_file():
         raise FileNotFoundError(f"expected a file at {str(file)!r}, found none")
     try:
-        content = json.loads(Path(file).read_bytes())
+        content = parse_json(Path(file).read_bytes())
     except ValueError as error:
         raise ValueError(f"{file}: expected JSON, got {error}") from error
     if not isinstance(content, dict | list):
@@ -62,17 +62,45 @@ def check_words(entries: list[dict], file: str | Path) -> None:
             raise ValueError(f"{file}, entry {number}: expected answers to be some strings, got {got!r}")
 
 
-def read_answers(file: str | Path) -> list[dict]:
+def check_types(entries: Iterable[dict], key: str, is_right: Callable[[object], bool], expected: str, file) -> None:
+    """Raise ValueError unless what lies under a key, where it is there at all, is of the right type; names the entry.
+
+    Args:
+        entries: objects of a file.
+        key: that an entry may have.
+        is_right: whether a value is.
+        expected: what a value should be, in words.
+        file: that they came from, for errors.
+    """
+    for number, entry in enumerate(entries):
+        if key in entry and not is_right(entry[key]):
+            raise ValueError(f"{file}, entry {number}: expected {key} to be {expected}, got {str(entry[key])[:60]!r}")
+
+
+def are_words(value) -> bool:
+    """Whether a value is a list of strings; a string is none."""
+    return isinstance(value, list) and all(isinstance(word, str) for word in value)
+
+
+def read_answers(file: str | Path, with_prompt: bool = False) -> list[dict]:
     """Read an answers file, each row of which holds at least question_id and text.
+
+    Args:
+        file: LLaVA's jsonl.
+        with_prompt: whether each row must hold its prompt too, which tells the question where ids do not.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: for a row without them, naming it.
+        ValueError: for a row without them, or with a prompt that is no string, naming its line.
     """
-    rows = read_rows(file)
-    for number, row in enumerate(rows, start=1):
+    rows = []
+    for number, row in numbered_rows(file):
         if "question_id" not in row or not isinstance(row.get("text"), str):
-            raise ValueError(f"{file}, row {number}: expected question_id and text (str), got {str(row)[:80]!r}")
+            raise ValueError(f"{file}, line {number}: expected question_id and text (str), got {str(row)[:80]!r}")
+        if not isinstance(row.get("prompt", None if with_prompt else ""), str):
+            got = repr(row["prompt"])[:60] if "prompt" in row else "none: the prompt tells which question was answered"
+            raise ValueError(f"{file}, line {number}: expected prompt (str), got {got}")
+        rows.append(row)
     return rows
 
 
@@ -94,26 +122,26 @@ def check_prompts(questions: list[dict], joined: list, file: str | Path) -> tupl
         file: that the answers came from, for errors.
 
     Returns:
-        A note if a few prompts do not hold their question, else none.
+        Notes if some answers have no prompt, or a few prompts do not hold their question.
 
     Raises:
         ValueError: if most do not.
     """
-    asked = [
-        (question, answer)
-        for question, answer in zip(questions, joined, strict=True)
-        if answer is not None and isinstance(answer.get("prompt"), str)
-    ]
+    pairs = [(question, answer) for question, answer in zip(questions, joined, strict=True) if answer is not None]
+    asked = [pair for pair in pairs if isinstance(pair[1].get("prompt"), str)]
+    notes = ()
+    if len(asked) < len(pairs):
+        notes = (f"{len(pairs) - len(asked)} answers have no prompt: their ids alone tell the question.",)
     other = [pair for pair in asked if _squeezed(pair[0]["question"]) not in _squeezed(pair[1]["prompt"])]
     if not other:
-        return ()
+        return notes
     question, answer = other[0]
     if 2 * len(other) > len(asked):
         raise ValueError(
             f"{file}: expected answers to the questions of this benchmark, got {len(other)} of {len(asked)} to others "
             f"of the same ids; the first is {answer['prompt'][:60]!r} for {question['question'][:60]!r}"
         )
-    return (f"{len(other)} of {len(asked)} prompts do not hold the question of their id.",)
+    return (*notes, f"{len(other)} of {len(asked)} prompts do not hold the question of their id.")
 
 
 def percent(values: Sequence[float]) -> float:

@@ -7,10 +7,11 @@ write_submission   answers -> testdev_balanced_predictions.json, which that scri
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from .benchmark import Benchmark, DataFile, Scores, join, read_rows
+from .benchmark import Benchmark, DataFile, Scores, join
 from .gold import (
     check_entries,
     check_prompts,
+    check_types,
     identity,
     percent,
     percent_by,
@@ -19,9 +20,11 @@ from .gold import (
     unjoined,
     write_json,
 )
+from .questions import read_questions
 
 QUESTIONS = DataFile(("llava_gqa_testdev_balanced.jsonl",), 12578, "questions")
-GOLD = DataFile(("testdev_balanced_questions.json", "data/testdev_balanced_questions.json"), 12578)
+PLACES = ("", "data/", "data/questions1.2/", "questions1.2/")  # the archive of questions has a folder of its own
+GOLD = DataFile(tuple(f"{place}testdev_balanced_questions.json" for place in PLACES), 12578)
 IMAGES = DataFile(("data/images", "images"), purpose="images")
 UNCOUNTED_STEPS = ("exist", "query: name", "choose name")  # parts of a program that are no steps of reasoning
 
@@ -42,8 +45,24 @@ def read_gold(folder: str | Path) -> list[dict]:
     content = read_json(file)
     if not isinstance(content, dict):
         raise ValueError(f"{file}: expected an object from question ids to questions, got a list")
-    check_entries(list(content.values()), {"question": str, "answer": str, "isBalanced": bool, "types": dict}, file)
+    keys = {"question": str, "answer": str, "isBalanced": bool, "types": dict}
+    entries = check_entries(list(content.values()), keys, file)
+    check_types(entries, "types", _are_names, "an object of names", file)
+    check_types(entries, "groups", lambda groups: groups is None or _are_names(groups), "an object of names", file)
+    check_types(entries, "semantic", _are_steps, "steps with operation and argument (str)", file)
     return [{**entry, "question_id": question_id} for question_id, entry in content.items()]
+
+
+def _are_names(content) -> bool:
+    return isinstance(content, dict) and all(isinstance(name, str | None) for name in content.values())
+
+
+def _are_steps(content) -> bool:
+    """Whether these are the steps of a program; a file may have anything else but a list instead, which is not read."""
+    return not isinstance(content, list) or all(
+        isinstance(step, dict) and all(isinstance(step.get(key), str) for key in ("operation", "argument"))
+        for step in content
+    )
 
 
 def _num_steps(question: dict) -> int:
@@ -120,26 +139,26 @@ def score(answers_file: str | Path, folder: str | Path) -> Scores:
     )
 
 
-def write_submission(answers_file: str | Path, folder: str | Path, output: str | Path) -> None:
+def write_submission(answers_file: str | Path, output: str | Path) -> int:
     """Write what GQA's eval.py reads, such as testdev_balanced_predictions.json. It refuses one with missing rows.
 
-    Args:
-        answers_file: the answers.
-        folder: the benchmark's; its question file says which answers belong here.
-        output: the file to write.
+    Returns:
+        How many predictions there are.
 
     Raises:
-        FileNotFoundError: if a file is missing.
-        ValueError: for answers that are not to these questions, or given twice.
+        FileNotFoundError: if there is no such answers file.
+        ValueError: for one that is none, or has two answers to a question.
     """
-    joined = join(read_rows(QUESTIONS.find(folder)), read_answers(answers_file), answers_file, identity)
-    answers = [answer for answer in joined if answer is not None]
-    write_json(output, [{"questionId": identity(row), "prediction": prediction(row["text"])} for row in answers])
+    answers = read_answers(answers_file)
+    asked = {identity(answer): answer for answer in answers}
+    join(list(asked.values()), answers, answers_file, identity)  # refuses second answers
+    write_json(output, [{"questionId": name, "prediction": prediction(row["text"])} for name, row in asked.items()])
+    return len(asked)
 
 
 def check(folder: str | Path) -> list[str]:
     """Whether the question file and the right answers belong together."""
-    asked = map(identity, read_rows(QUESTIONS.find(folder)))
+    asked = map(identity, read_questions(QUESTIONS.find(folder)))
     balanced = (entry["question_id"] for entry in read_gold(folder) if entry["isBalanced"])
     return unjoined(asked, balanced, GOLD.find(folder).name)
 

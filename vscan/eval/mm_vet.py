@@ -1,7 +1,7 @@
 """MM-Vet: free answers, which GPT-4 compares with the right ones. Here: what it needs, the sum of its grades, proxies.
 
 write_submission   answers -> {"v1_0": text}, which MM-Vet's evaluator reads
-judge_rows         the same with question and right answer, a line each for any judge
+write_for_judge    the same with question and right answer, a line each, for any judge
 score              the grades, where a grade file lies beside the answers; else a named proxy alone
 """
 
@@ -9,7 +9,17 @@ import re
 from pathlib import Path
 
 from .benchmark import Benchmark, DataFile, Scores, asked, join
-from .gold import check_entries, percent, percent_by, read_answers, read_json, write_json
+from .gold import (
+    are_words,
+    check_entries,
+    check_types,
+    percent,
+    percent_by,
+    read_answers,
+    read_json,
+    write_json,
+    write_rows,
+)
 from .questions import read_questions
 
 QUESTIONS = DataFile(("llava-mm-vet.jsonl",), 218, "questions")
@@ -24,24 +34,38 @@ def _name(question: dict) -> str:
 
 def read_gold(folder: str | Path) -> dict[str, dict]:
     """mm-vet.json: {"v1_0": {question, answer, capability}}; none where it is not in the folder."""
-    file = Path(folder) / GOLD.paths[0]
-    if not file.is_file():
+    if not GOLD.is_in(folder):
         return {}
+    file = GOLD.find(folder)
     content = read_json(file)
     entries = list(content.values()) if isinstance(content, dict) else content
     check_entries(entries, {"question": str, "answer": str, "capability": list}, file)
+    check_types(entries, "capability", are_words, "a list of strings", file)
     return dict(zip(content, entries, strict=True))
 
 
-def _questions(folder: str | Path) -> list[dict]:
-    """The question file's, or mm-vet.json's where that alone is there: it is enough to count grades."""
-    gold = read_gold(folder)
-    if gold and not (Path(folder) / QUESTIONS.paths[0]).is_file():
-        return [
-            {"question_id": row, "image": f"{name}.png", "text": entry["question"]}
-            for row, (name, entry) in enumerate(gold.items())
-        ]
-    return read_questions(QUESTIONS.find(folder))
+def _questions(folder: str | Path, gold: dict[str, dict], has_grades: bool) -> tuple[list[dict], list[str]]:
+    """The question file's, or mm-vet.json's where that alone is there; grades alone are of the published names.
+
+    Args:
+        folder: the benchmark's.
+        gold: from `read_gold`.
+        has_grades: whether the answers are a grade file.
+
+    Returns:
+        The questions, and notes.
+    """
+    if QUESTIONS.is_in(folder) or not (gold or has_grades):
+        return read_questions(QUESTIONS.find(folder)), []
+    texts = {name: entry["question"] for name, entry in gold.items()}
+    notes = []
+    if not gold:
+        texts = {f"v1_{row}": "" for row in range(QUESTIONS.num_rows)}
+        notes.append(f"no file of questions is here: the grades are taken as those of v1_0 to v1_{len(texts) - 1}")
+    questions = [
+        {"question_id": row, "image": f"{name}.png", "text": text} for row, (name, text) in enumerate(texts.items())
+    ]
+    return questions, notes
 
 
 def read_grades(file: str | Path) -> dict[str, list[float]]:
@@ -76,15 +100,17 @@ def _holds_grades(answers: Path) -> bool:
 
 
 def find_grades(answers: Path, folder: Path) -> Path | None:
-    """The grade file of some answers, such as results/llava-v1.5-13b_gpt-4-32k-grade-1runs.json.
+    """The grade file of some answers, such as results/llava-v1.5-13b_gpt-4-32k-grade-1runs.json: their name and the
+    judge's, nothing between. llava-v1.5-13b_lora's grades are another model's.
 
     Raises:
         ValueError: if there is more than one: which one counts is not for us to say.
     """
     if _holds_grades(answers):
         return answers
+    name = re.compile(re.escape(answers.stem) + r"_gpt-[\w.-]+-grade-\d+runs?\.json")
     for place in (answers.parent.glob, Path(folder).rglob):
-        found = sorted(file for file in place("*-grade-*.json") if file.name.startswith(f"{answers.stem}_"))
+        found = sorted(file for file in place("*-grade-*.json") if name.fullmatch(file.name))
         if len(found) > 1:
             names = ", ".join(map(str, found))
             raise ValueError(f"{answers}: expected one grade file, got {names}; give the one that counts as --answers")
@@ -115,7 +141,7 @@ def _texts(answers: Path, questions: list[dict]) -> list[str | None] | None:
         if unknown:
             raise ValueError(f"{answers}: expected texts of the questions' names, got one of {unknown[0]!r}")
         return [results.get(_name(question)) for question in questions]
-    joined = join(questions, read_answers(answers), answers, asked)
+    joined = join(questions, read_answers(answers, with_prompt=True), answers, asked)
     return [answer and answer["text"] for answer in joined]
 
 
@@ -127,7 +153,8 @@ def score(answers: Path, folder: Path) -> Scores:
         folder: the benchmark's.
     """
     answers = Path(answers)
-    questions, gold = _questions(folder), read_gold(folder)
+    gold = read_gold(folder)
+    questions, notes = _questions(folder, gold, _holds_grades(answers))
     names = [_name(question) for question in questions]
     texts, grade_file = _texts(answers, questions), find_grades(answers, folder)
     right = [gold.get(name, {}).get("answer") for name in names]
@@ -144,7 +171,7 @@ def score(answers: Path, folder: Path) -> Scores:
     means = [sum(grades[name]) / len(grades[name]) if name in grades else 0.0 for name in names]
     num_ungraded = sum(name not in grades for name in names)
     skills = [(skill, mean) for name, mean in zip(names, means, strict=True) for skill in _skills(gold, name)]
-    notes = [f"grades: {grade_file.name}, {max(map(len, grades.values()), default=0)} run(s) of the judge"]
+    notes.append(f"grades: {grade_file.name}, {max(map(len, grades.values()), default=0)} run(s) of the judge")
     if num_ungraded:
         notes.append(f"{num_ungraded} questions have no grade and count as 0")
     return Scores(
@@ -176,25 +203,30 @@ def write_submission(answers_file: str | Path, folder: str | Path, output: str |
     """
     file = Path(folder) if Path(folder).is_file() else QUESTIONS.find(folder)
     questions = read_questions(file)
-    joined = join(questions, read_answers(answers_file), answers_file, asked)
+    joined = join(questions, read_answers(answers_file, with_prompt=True), answers_file, asked)
     pairs = zip(questions, joined, strict=True)
     write_json(output, {_name(question): answer["text"] for question, answer in pairs if answer is not None})
 
 
-def judge_rows(answers_file: str | Path, folder: str | Path) -> list[dict]:
-    """For any judge: name, question, ground_truth and prediction of what was answered; needs mm-vet.json."""
-    questions = read_questions(QUESTIONS.find(folder))
-    GOLD.find(folder)
-    gold = read_gold(folder)
+def write_for_judge(answers_file: str | Path, folder: str | Path, output: str | Path) -> None:
+    """Write {id, question, answer, pred} for every answer, with the right answers of mm-vet.json, as of videos.
+
+    Raises:
+        FileNotFoundError: if a file is missing, such as mm-vet.json.
+        ValueError: for answers that are not to these questions, or given twice, or without a right answer.
+    """
+    file = GOLD.find(folder)
+    gold, questions = read_gold(folder), read_questions(QUESTIONS.find(folder))
+    joined = join(questions, read_answers(answers_file, with_prompt=True), answers_file, asked)
     rows = []
-    for question, answer in zip(
-        questions, join(questions, read_answers(answers_file), answers_file, asked), strict=True
-    ):
+    for question, answer in zip(questions, joined, strict=True):
+        name = _name(question)
+        if answer is not None and name not in gold:
+            raise ValueError(f"{file}: expected an entry of {name!r}, got none")
         if answer is not None:
-            entry = gold[_name(question)]
-            given = {"question": entry["question"], "ground_truth": entry["answer"], "prediction": answer["text"]}
-            rows.append({"name": _name(question), **given})
-    return rows
+            entry = gold[name]
+            rows.append({"id": name, "question": entry["question"], "answer": entry["answer"], "pred": answer["text"]})
+    write_rows(output, rows)
 
 
 def check(folder: Path) -> list[str]:

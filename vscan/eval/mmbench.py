@@ -35,22 +35,27 @@ def read_table(file: str | Path, columns: set[str]) -> list[dict[str, str]]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: for a table that is none, or lacks one of `columns`.
+        ValueError: for a table that is none, or lacks one of `columns`, or has a row of more cells than columns.
     """
     if not Path(file).is_file():
         raise FileNotFoundError(f"question file: expected a file, found none at {str(file)!r}")
     limit = csv.field_size_limit(sys.maxsize)  # a picture is longer than csv's limit
     try:
-        with open(file, newline="", encoding="utf-8") as lines:
-            table = csv.DictReader(lines, delimiter="\t")
+        with open(file, newline="", encoding="utf-8-sig") as lines:
+            table = csv.DictReader(lines, delimiter="\t", restval="")
             missing = columns - set(table.fieldnames or ())
             if missing:
                 raise ValueError(f"{file}: expected the columns {sorted(missing)}, got {table.fieldnames}")
-            return list(table)
+            rows = list(table)
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{file}: expected a table with tabs between its columns, got {error}") from error
     finally:
         csv.field_size_limit(limit)
+    for number, row in enumerate(rows):
+        if None in row:  # where csv puts what has no column
+            expected = len(table.fieldnames)
+            raise ValueError(f"{file}, row {number}: expected {expected} cells, got {expected + len(row[None])}")
+    return rows
 
 
 def _entry(row: dict, pictures: dict[str, str], where: str) -> dict:

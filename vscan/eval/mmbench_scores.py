@@ -5,19 +5,52 @@ score              answers, or the table of a submission -> circular accuracy
 write_submission   answers -> the xlsx file that the server takes
 """
 
-from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from .benchmark import Benchmark, DataFile, Scores, join
 from .gold import check_prompts, percent, percent_by, read_answers
 from .mmbench import LETTERS, read_mmbench, read_table
+from .sheet import read_sheet, write_sheet
+
+COLUMNS = {"index", "question", "A", "answer"}
+
+
+@dataclass(frozen=True)
+class Sheet(DataFile):
+    """An xlsx file with the right letters, such as an upload's, somewhere in the benchmark's folder."""
+
+    def find(self, folder: str | Path) -> Path:
+        """The first that can be read and has the columns, best of a path with the name of `paths`: uploads of both
+        languages lie in folders of their tables' names.
+
+        Raises:
+            FileNotFoundError: if there is none, naming a file that cannot be read.
+        """
+        stem, broken = self.paths[0].split("/")[-2], ""
+        for file in sorted(Path(folder).rglob("*.xlsx"), key=lambda file: (stem not in str(file), file)):
+            if file.name.startswith((".", "~$")):  # what systems and office programs leave
+                continue
+            try:
+                rows = read_sheet(file)
+            except (OSError, ValueError) as error:
+                broken = broken or f" that can be read ({file.name}: {error})"
+                continue
+            if rows and rows[0].keys() >= COLUMNS:
+                return file
+        raise FileNotFoundError(f"expected an xlsx file in {str(folder)!r} ({self.purpose}), found none{broken}")
+
 
 TABLES = {
     "mmbench": DataFile(("mmbench_dev_20230712.tsv",), 4377, "questions"),
     "mmbench_cn": DataFile(
         ("mmbench_dev_cn_20231003.tsv", "../mmbench/mmbench_dev_cn_20231003.tsv"), purpose="questions"
     ),
+}
+SHEETS = {
+    name: Sheet((f"answers_upload/{Path(table.paths[0]).stem}/*.xlsx",), table.num_rows, required=False)
+    for name, table in TABLES.items()
 }
 COPY = 1_000_000  # the copies of a question with other orders have its index plus a multiple of this
 MARKS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
@@ -40,28 +73,6 @@ def mmbench_letter(text: str, letters: str = LETTERS) -> str | None:
     return found[0] if len(found) == 1 and words.index(found[0]) > len(words) - 5 else None
 
 
-def read_sheet(file: str | Path) -> list[dict[str, str]]:
-    """Read the first sheet of an xlsx file; cells are strings, an empty one is "".
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: for a file that is none.
-    """
-    from openpyxl import load_workbook  # only here is it needed
-
-    if not Path(file).is_file():
-        raise FileNotFoundError(f"expected a file at {str(file)!r}, found none")
-    try:
-        book = load_workbook(file, read_only=True, data_only=True)
-    except Exception as error:  # zipfile's, openpyxl's or XML's own
-        raise ValueError(f"{file}: expected an xlsx file, got {error}") from error
-    header, *lines = [["" if cell is None else str(cell) for cell in line] for line in book.worksheets[0].values] or [
-        []
-    ]
-    book.close()
-    return [dict(zip(header, line, strict=False)) for line in lines if any(line)]
-
-
 def read_gold(folder: str | Path, name: str) -> tuple[Path, list[dict[str, str]]]:
     """The rows with their right letters: from the table, else from an xlsx file that has them, such as an upload's.
 
@@ -70,19 +81,35 @@ def read_gold(folder: str | Path, name: str) -> tuple[Path, list[dict[str, str]]
 
     Raises:
         FileNotFoundError: if there is neither.
+        ValueError: for a row without an index of its own or without its right letter, naming it.
     """
-    with suppress(FileNotFoundError):
+    if TABLES[name].is_in(folder):
         table = TABLES[name].find(folder)
         rows = read_table(table, {"index", "question", "A"})
         if rows and "answer" in rows[0]:
-            return table, rows
-    stem = Path(TABLES[name].paths[0]).stem  # uploads lie in a folder of that name
-    for sheet in sorted(Path(folder).rglob("*.xlsx"), key=lambda sheet: (stem not in str(sheet), sheet)):
-        rows = read_sheet(sheet)
-        if rows and {"index", "question", "A", "answer"} <= rows[0].keys():
-            return sheet, rows
-    places = " or ".join(TABLES[name].paths)
-    raise FileNotFoundError(f"expected a column answer in {places} or an xlsx file in {str(folder)!r}, found none")
+            return table, _checked(rows, table)
+    try:
+        sheet = SHEETS[name].find(folder)
+    except FileNotFoundError as error:
+        places = " or ".join(TABLES[name].paths)
+        raise FileNotFoundError(
+            f"expected a column answer in {places}, or {str(error).removeprefix('expected ')}"
+        ) from error
+    return sheet, _checked(read_sheet(sheet), sheet)
+
+
+def _checked(rows: list[dict[str, str]], file: str | Path) -> list[dict[str, str]]:
+    """The rows; raises ValueError for one without an index of its own or without its right letter."""
+    known = set()
+    for number, row in enumerate(rows):
+        index = _index(row["index"])
+        if index < 0 or row["answer"] not in tuple(LETTERS):
+            got = f"{row['index']!r} and {row['answer']!r}"
+            raise ValueError(f"{file}, row {number}: expected an index and the right letter, got {got}")
+        if index in known:
+            raise ValueError(f"{file}, row {number}: expected an index that no other row has, got {row['index']!r}")
+        known.add(index)
+    return rows
 
 
 def _index(text: str) -> int:
@@ -98,10 +125,10 @@ def _rows_of_answers(answers: Path, folder: Path, name: str) -> tuple[list[dict]
     """The rows of the benchmark, for each what was said (None where nothing was), and notes."""
     if Path(answers).suffix == ".xlsx":
         rows = read_sheet(answers)
-        missing = {"index", "question", "A", "prediction", "answer"} - set(rows[0] if rows else ())
+        missing = (COLUMNS | {"prediction"}) - set(rows[0] if rows else ())
         if missing:
             raise ValueError(f"{answers}: expected rows with the columns {sorted(missing)}, got none")
-        return rows, [row["prediction"] or None for row in rows], ()
+        return _checked(rows, answers), [row["prediction"] or None for row in rows], ()
     _, rows = read_gold(folder, name)
     joined = join(rows, read_answers(answers), answers, _key)
     return rows, [answer and answer["text"] for answer in joined], check_prompts(rows, joined, answers)
@@ -116,34 +143,29 @@ def score(answers: Path, folder: Path, name: str) -> Scores:
         name: mmbench or mmbench_cn.
     """
     rows, texts, notes = _rows_of_answers(answers, folder, name)
+    options = ["".join(letter for letter in LETTERS if row.get(letter)) for row in rows]
     letters = [
-        text and mmbench_letter(text, "".join(letter for letter in LETTERS if row.get(letter)))
-        for row, text in zip(rows, texts, strict=True)
+        None if text is None else mmbench_letter(text, known) for text, known in zip(texts, options, strict=True)
     ]
-    groups: dict[int, list[bool]] = {}
-    first, kinds = [], {}
-    for number, (row, letter) in enumerate(zip(rows, letters, strict=True)):
-        index = _index(row["index"])
-        if index < 0 or row["answer"] not in tuple(LETTERS):
-            got = f"{row['index']!r} and {row['answer']!r}"
-            raise ValueError(f"row {number} of {name}: expected an index and the right letter, got {got}")
-        groups.setdefault(index % COPY, []).append(letter == row["answer"])
-        kinds.setdefault(index % COPY, row.get("l2-category") or row.get("category"))
-        if index < COPY:
-            first.append(letter == row["answer"])
-    circular = {index: all(hits) for index, hits in groups.items()}
-    by_kind = percent_by((kinds[index], hit) for index, hit in circular.items() if kinds[index])
+    hits = [letter == row["answer"] for row, letter in zip(rows, letters, strict=True)]
+    groups: dict[int, list[int]] = {}  # the numbers of their rows
+    for number, row in enumerate(rows):
+        groups.setdefault(_index(row["index"]) % COPY, []).append(number)
+    circular = [all(hits[number] for number in group) for group in groups.values()]
+    kinds = [rows[group[0]].get("l2-category") or rows[group[0]].get("category") for group in groups.values()]
+    by_kind = percent_by((kind, hit) for kind, hit in zip(kinds, circular, strict=True) if kind)
+    first = [hit for row, hit in zip(rows, hits, strict=True) if _index(row["index"]) < COPY]
+    lacking = sum(len(group) < len(options[group[0]]) for group in groups.values())
+    if lacking:
+        notes += (f"{lacking} of {len(groups)} groups lack copies of their question",)
     unread = sum(text is not None and letter is None for text, letter in zip(texts, letters, strict=True))
     if unread:
         notes += (f"{unread} answers have no single letter and are wrong here; the server asks a judge about them",)
+    parts = {"first pass": percent(first) if first else 0.0, "groups": len(groups)}
     return Scores(
-        value=percent(list(circular.values())),
+        value=percent(circular),
         metric="circular accuracy (%)",
-        parts={
-            "first pass": percent(first) if first else 0.0,
-            "groups": len(groups),
-            **({"categories": by_kind} if by_kind else {}),
-        },
+        parts={**parts, "categories": by_kind} if by_kind else parts,
         num_questions=len(rows),
         num_missing=texts.count(None),
         num_unparsed=unread,
@@ -163,8 +185,6 @@ def write_submission(answers_file: str | Path, table: str | Path, output: str | 
         FileNotFoundError: if a file is missing.
         ValueError: for answers that are not to this table, given twice or missing.
     """
-    from openpyxl import Workbook
-
     rows = read_table(table, {"index", "question", "A"})
     joined = join(rows, read_answers(answers_file), answers_file, _key)
     if None in joined:
@@ -172,20 +192,20 @@ def write_submission(answers_file: str | Path, table: str | Path, output: str | 
         missing = f"{joined.count(None)} are missing, the first of index {index}"
         raise ValueError(f"{answers_file}: expected answers to all {len(rows)} rows of {Path(table).name}, {missing}")
     columns = [name for name in rows[0] if name not in LEFT_OUT]
-    book = Workbook(write_only=True)
-    sheet = book.create_sheet("Sheet1")
     place = min(PREDICTION_PLACE, len(columns))
-    sheet.append([*columns[:place], "prediction", *columns[place:]])
+    lines: list[list] = [[*columns[:place], "prediction", *columns[place:]]]
     for row, answer in zip(rows, joined, strict=True):
         cells = [int(row[name]) if name == "index" and row[name].isdecimal() else row[name] or None for name in columns]
-        sheet.append([*cells[:place], answer["text"], *cells[place:]])
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    book.save(output)
+        lines.append([*cells[:place], answer["text"], *cells[place:]])
+    write_sheet(output, lines)
 
 
 def _check(folder: Path, name: str) -> list[str]:
-    """Every row must show a picture, and have its right letter where the table has any."""
+    """Every row must show a picture, and have its right letter where any file has them."""
     entries = read_mmbench(TABLES[name].find(folder))
+    has_answers = any("answer" in row for row in read_table(TABLES[name].find(folder), {"index"})[:1])
+    if has_answers or SHEETS[name].is_in(folder):
+        read_gold(folder, name)
     short = [entry["index"] for entry in entries if len(entry["options"]) < 2]
     return [f"{len(short)} rows have less than two options, the first is index {short[0]}"] if short else []
 
@@ -195,7 +215,7 @@ def _benchmark(name: str, title: str) -> Benchmark:
         name=name,
         title=title,
         folder=name,
-        files=(TABLES[name],),
+        files=(TABLES[name], SHEETS[name]),
         score=partial(score, name=name),
         check=partial(_check, name=name),
     )

@@ -40,25 +40,27 @@ def _is_label(folder: Path, questions: list[dict]) -> list[bool]:
         raise ValueError(f"{QUESTIONS.find(folder)}: expected questions, got none")
     rows: dict[str, list[int]] = {}
     for row, question in enumerate(questions):
-        rows.setdefault(question.get("category"), []).append(row)
+        category = question.get("category")
+        if category not in tuple(LABELS):
+            expected = f"expected a category of {', '.join(LABELS)}, got {category!r}"
+            raise ValueError(f"{QUESTIONS.find(folder)}, row {row + 1}: {expected}")
+        rows.setdefault(category, []).append(row)
     right = [False] * len(questions)
     for split, numbers in rows.items():
-        if split not in LABELS:
-            raise ValueError(f"{folder}: expected questions of the categories {', '.join(LABELS)}, got {split!r}")
         file = LABELS[split].find(folder)
         labels = read_rows(file)
         if len(labels) != len(numbers):
             counts = f"expected {len(numbers)} labels for the {len(numbers)} {split} questions, got {len(labels)}"
             raise ValueError(f"{file}: {counts}: another release of POPE; {RELEASE}")
-        for line, (row, label) in enumerate(zip(numbers, labels, strict=True), start=1):
+        for number, (row, label) in enumerate(zip(numbers, labels, strict=True), start=1):
             question = questions[row]
             words = question["text"].removesuffix(SHORT_SUFFIX)
             if (label.get("image"), label.get("text")) != (question.get("image"), words):
                 got = f"{label.get('text')!r} about {label.get('image')!r}"
                 expected = f"the label of {words!r} about {question.get('image')!r}"
-                raise ValueError(f"{file}, line {line}: expected {expected}, got {got}; {RELEASE}")
+                raise ValueError(f"{file}, row {number}: expected {expected}, got {got}; {RELEASE}")
             if label.get("label") not in ("yes", "no"):
-                raise ValueError(f"{file}, line {line}: expected the label yes or no, got {label.get('label')!r}")
+                raise ValueError(f"{file}, row {number}: expected the label yes or no, got {label.get('label')!r}")
             right[row] = label["label"] == "yes"
     return right
 
@@ -82,7 +84,7 @@ def score(answers: Path, folder: Path) -> Scores:
     """The mean of the splits' F1 in percent (some report accuracy under the name of POPE, which is higher)."""
     questions = read_questions(QUESTIONS.find(folder))
     right = _is_label(folder, questions)
-    joined = join(questions, read_answers(answers), answers, asked)
+    joined = join(questions, read_answers(answers, with_prompt=True), answers, asked)
     said = [None if answer is None else pope_is_yes(answer["text"]) for answer in joined]
     parts = {}
     for split in LABELS:
@@ -91,7 +93,11 @@ def score(answers: Path, folder: Path) -> Scores:
             parts[split] = _split_scores([said[row] for row in rows], [right[row] for row in rows])
     words = [set(re.findall("[a-z]+", answer["text"].lower())) for answer in joined if answer is not None]
     num_unparsed = sum(not {"yes", "no", "not"} & each for each in words)
-    count_as = f"{num_unparsed} answers have neither yes nor no; they count as yes, as published"
+    notes = []
+    if len(parts) < len(LABELS):
+        notes.append(f"only the split {' and '.join(parts)}, of {', '.join(LABELS)}")
+    if num_unparsed:
+        notes.append(f"{num_unparsed} answers have neither yes nor no; they count as yes, as published")
     return Scores(
         value=_mean(parts, "F1"),
         metric="mean F1 over the splits, in percent",
@@ -99,7 +105,7 @@ def score(answers: Path, folder: Path) -> Scores:
         num_questions=len(questions),
         num_missing=joined.count(None),
         num_unparsed=num_unparsed,
-        notes=(count_as,) if num_unparsed else (),
+        notes=tuple(notes),
     )
 
 

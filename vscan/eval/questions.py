@@ -1,9 +1,10 @@
 """Question files: one JSON object a line, with question_id, text, and image where there is one."""
 
-import json
 import math
 import os
 from pathlib import Path
+
+from .benchmark import numbered_rows
 
 LETTER_SUFFIX = "\nAnswer with the option's letter from the given choices directly."
 
@@ -18,23 +19,15 @@ def read_questions(file: str | Path) -> list[dict]:
     if not Path(file).is_file():
         raise FileNotFoundError(f"question file: expected a file, found none at {str(file)!r}")
     questions = []
-    with open(file, "rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            shown = line.decode(errors="replace")[:60]
-            try:
-                question = json.loads(line.decode())
-            except ValueError as error:  # no JSON, or no UTF-8
-                raise ValueError(f"{file}, line {number}: expected a JSON object, got {shown!r}") from error
-            missing = {"question_id", "text"} - set(question if isinstance(question, dict) else ())
-            if missing:
-                raise ValueError(f"{file}, line {number}: expected the keys {sorted(missing)}, got {shown!r}")
-            for key in ("text", "image"):
-                value = question.get(key)
-                if not isinstance(value, str) and (value is not None or key == "text"):
-                    raise ValueError(f"{file}, line {number}: expected {key} to be a string, got {value!r}")
-            questions.append(question)
+    for number, question in numbered_rows(file):
+        missing = {"question_id", "text"} - question.keys()
+        if missing:
+            raise ValueError(f"{file}, line {number}: expected the keys {sorted(missing)}, got {str(question)[:60]!r}")
+        for key in ("text", "image"):
+            value = question.get(key)
+            if not isinstance(value, str) and (value is not None or key == "text"):
+                raise ValueError(f"{file}, line {number}: expected {key} to be a string, got {value!r}")
+        questions.append(question)
     return questions
 
 

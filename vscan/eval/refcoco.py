@@ -5,11 +5,11 @@ judge           an answer -> a box in the picture's own pixels, and whether it i
 summarise       judged rows -> Acc@0.5
 """
 
-import json
 import math
 import re
 from pathlib import Path
 
+from .gold import read_json
 from .scoring import BOX, LEAST_IOU, Box, iou, is_box
 
 SPLITS = (
@@ -40,10 +40,7 @@ def read_split(folder: str | Path, name: str) -> list[dict]:
     file = Path(folder) / f"{name}.json"
     if not file.is_file():
         raise FileNotFoundError(f"data root: expected the split {name}, found none at {str(file)!r}")
-    try:
-        entries = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{file}: expected a JSON list, got {error}") from error
+    entries = read_json(file)
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{file}: expected a JSON list with entries, got {str(entries)[:60]!r}")
     return [_question(entry, number, f"{file}, entry {number}") for number, entry in enumerate(entries)]

@@ -48,7 +48,7 @@ def _sized_answers(file: Path) -> list[dict]:
         FileNotFoundError: if either file is missing.
         ValueError: for an answer whose size is not known: where its boxes lie cannot be told.
     """
-    answers = read_answers(file)
+    answers = read_answers(file, with_prompt=True)
     stats_file = file.with_name(f"{file.name}.stats.jsonl")
     stats = read_rows(stats_file)
     if len(stats) < len(answers):  # more are what a stopped run leaves: stats are written first

@@ -1,10 +1,11 @@
 """Scores on the screen and in `scores.json`, and the runs of a folder of answers.
 
-evaluate          answers -> printed scores, `scores.json` and what a server or a judge needs
+evaluate          answers -> `scores.json`, what a server or a judge needs, and printed scores
 answered          a folder of answers -> what was answered there
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -12,7 +13,6 @@ from pathlib import Path
 
 from .benchmark import Benchmark, Scores
 from .benchmarks import BENCHMARKS, SUBMISSIONS
-from .gold import read_json
 from .records import write_whole
 
 ANSWERS, SCORES = "answers.jsonl", "scores.json"
@@ -42,58 +42,63 @@ def lines(benchmark: Benchmark, scores: Scores) -> list[str]:
     return shown + [f"  note: {note}" for note in scores.notes]
 
 
+def scores_file(answers: Path) -> Path:
+    """Where the scores of answers go: `scores.json` beside answers.jsonl or in a folder of answers, which are one run's
+    alone; else <name>.scores.json, for LLaVA keeps the answers of all models in one folder."""
+    if answers.is_dir():
+        return answers / SCORES
+    return answers.with_name(SCORES if answers.name == ANSWERS else f"{answers.stem}.{SCORES}")
+
+
 def evaluate(benchmark: Benchmark, answers: Path, folder: Path, output: Path | None = None) -> None:
-    """Score answers, print that, and write it.
+    """Score answers, write that, and print it.
 
     Args:
         benchmark: which.
         answers: an answers file, or a folder of them where the benchmark has several.
         folder: the benchmark's.
-        output: the file to write; None is `scores.json` beside the answers.
+        output: the file to write; None is `scores_file` of the answers.
 
     Raises:
         FileNotFoundError, ValueError: for files that are missing or wrong.
         OSError: if `output` cannot be written; beside the answers that is only said.
     """
     scores = benchmark.score(answers, folder)
-    print("\n".join(lines(benchmark, scores)))
-    file = output or (answers if answers.is_dir() else answers.parent) / SCORES
+    file = output or scores_file(answers)
     content = {"benchmark": benchmark.name, "answers": answers.name, **asdict(scores)}
+    written = []
     try:
-        if output is None:
-            _check_same(file, answers)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
     except OSError as error:
         if output is not None:
             raise
         print(f"not written: {file} ({error.strerror}); --output says where else", file=sys.stderr)
-        return
-    print(f"  written: {file}")
-    _submit(benchmark, answers, folder, file.parent)
-
-
-def _check_same(file: Path, answers: Path) -> None:
-    """Raise ValueError if scores of other answers lie there: the answers of one folder would share one file."""
-    if file.is_file():
-        content = read_json(file)
-        other = content.get("answers", answers.name) if isinstance(content, dict) else None
-        if other != answers.name:
-            raise ValueError(f"{file}: expected the scores of {answers.name}, got those of {other}; give --output")
-
-
-def _submit(benchmark: Benchmark, answers: Path, folder: Path, output: Path) -> None:
-    """Write what a server or a judge needs, where that is not what was scored; that it cannot be is only said."""
-    submission = SUBMISSIONS.get(benchmark.name)
-    if submission is None or answers.suffix != ".jsonl":
-        return
-    file = submission.file(answers, output)
-    try:
-        submission.write(answers, folder, file)
-    except (OSError, ValueError) as error:
-        print(f"  not written: {file.name}, for a server or a judge: {' '.join(str(error).split())}")
     else:
-        print(f"  written: {file}, for a server or a judge")
+        written = [f"  written: {file}", *_submit(benchmark, answers, folder, file.parent)]
+    _show([*lines(benchmark, scores), *written])
+
+
+def _show(shown: list[str]) -> None:
+    """Print lines. Where nobody reads them any more, as behind `| head`, what is left to do is done all the same."""
+    try:
+        print("\n".join(shown), flush=True)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
+
+
+def _submit(benchmark: Benchmark, answers: Path, folder: Path, output: Path) -> list[str]:
+    """Write what a server or a judge needs, where that is not what was scored; returns what is to be said of it."""
+    shown = []
+    for submission in SUBMISSIONS.get(benchmark.name, ()) if answers.suffix == ".jsonl" else ():
+        file = submission.file(answers, output)
+        try:
+            submission.write(answers, folder, file)
+        except (OSError, ValueError) as error:
+            shown.append(f"  not written: {file.name}, for a server or a judge: {' '.join(str(error).split())}")
+        else:
+            shown.append(f"  written: {file}, for a server or a judge")
+    return shown
 
 
 def answered(folder: str | Path) -> Iterator[tuple[Benchmark, Path]]:
@@ -133,7 +138,7 @@ def evaluate_all(answers: Path, data: Path) -> int:
     for benchmark, file in found:
         run = file if file.is_dir() else file.parent
         folder = run / "data" if (run / "data").is_dir() else data / benchmark.folder
-        print(f"{run}:")
+        _show([f"{run}:"])
         try:
             evaluate(benchmark, file, folder)
         except (OSError, ValueError) as error:

@@ -5,12 +5,11 @@ science_letter               what was said -> the letter that the published code
 score                        accuracy over all questions, and over those with a picture
 """
 
-import json
 import re
 from pathlib import Path
 
 from .benchmark import Benchmark, DataFile, Scores, join
-from .gold import percent, read_answers
+from .gold import percent, read_answers, read_json
 from .questions import LETTER_SUFFIX
 from .runner import answer_row
 
@@ -34,17 +33,14 @@ def read_science(file: str | Path, single_pred_prompt: bool = False) -> list[dic
         FileNotFoundError: if there is no such file.
         ValueError: for a file that is no list, or an entry that is no question, naming it.
     """
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"question file: expected a file, found none at {str(file)!r}")
     entries = _entries(file)
     return [_question(entry, f"{file}, entry {number}", single_pred_prompt) for number, entry in enumerate(entries)]
 
 
 def _entries(file: str | Path) -> list:
-    if not Path(file).is_file():
-        raise FileNotFoundError(f"question file: expected a file, found none at {str(file)!r}")
-    try:
-        entries = json.loads(Path(file).read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{file}: expected a JSON list, got {error}") from error
+    entries = read_json(file)
     if not isinstance(entries, list):
         raise ValueError(f"{file}: expected a JSON list, got {type(entries).__name__}")
     return entries
@@ -113,7 +109,7 @@ def score(answers: Path, folder: Path) -> Scores:
     questions, right = read_science(file), _right_letters(file)
     if not any("image" in question for question in questions):
         raise ValueError(f"{file}: expected questions with an image, got none among {len(questions)}")
-    joined = join(questions, read_answers(answers), answers, _key)
+    joined = join(questions, read_answers(answers, with_prompt=True), answers, _key)
     letters = [answer and science_letter(answer["text"]) for answer in joined]
     correct = [said == letter for said, letter in zip(letters, right, strict=True)]
     with_image = [hit for hit, question in zip(correct, questions, strict=True) if "image" in question]

@@ -6,7 +6,7 @@ write_submission   answers -> the jsonl file that SEED-Bench's leaderboard takes
 
 from pathlib import Path
 
-from .benchmark import Benchmark, DataFile, Scores, join, read_rows
+from .benchmark import Benchmark, DataFile, Scores, join
 from .gold import (
     check_entries,
     check_prompts,
@@ -18,6 +18,7 @@ from .gold import (
     unjoined,
     write_rows,
 )
+from .questions import read_questions
 
 QUESTIONS = DataFile(("llava-seed-bench.jsonl",), 19242, "questions")
 GOLD = DataFile(("SEED-Bench.json",), 19242)
@@ -35,9 +36,11 @@ def read_gold(folder: str | Path) -> list[dict]:
     """
     file = GOLD.find(folder)
     content = read_json(file)
-    if not isinstance(content, dict) or not isinstance(content.get("question_type"), dict):
-        raise ValueError(f"{file}: expected an object with question_type and questions, got {str(content)[:60]!r}")
-    names = {number: name for name, number in content["question_type"].items()}
+    names = content.get("question_type") if isinstance(content, dict) else None
+    if not isinstance(names, dict) or not all(isinstance(number, int) for number in names.values()):
+        expected = "an object with questions, and question_type from names to ids (int)"
+        raise ValueError(f"{file}: expected {expected}, got {str(content)[:60]!r}")
+    names = {number: name for name, number in names.items()}
     keys = {"question_id": object, "question": str, "answer": str, "data_type": str, "question_type_id": int}
     entries = check_entries(content.get("questions"), keys, file)
     for number, entry in enumerate(entries):
@@ -96,7 +99,7 @@ def write_submission(answers_file: str | Path, folder: str | Path, output: str |
 
 def check(folder: str | Path) -> list[str]:
     """Whether the question file and the right answers belong together; the latter were revised in November 2023."""
-    asked = map(identity, read_rows(QUESTIONS.find(folder)))
+    asked = map(identity, read_questions(QUESTIONS.find(folder)))
     return unjoined(asked, map(identity, read_gold(folder)), GOLD.find(folder).name)
 
 

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
-from .benchmark import Benchmark, DataFile, Scores, join, read_rows
+from .benchmark import Benchmark, DataFile, Scores, join
 from .gold import check_entries, check_words, percent, read_answers, read_json, unjoined
-from .normalise import normalise_evalai, soft_accuracy
+from .normalise import soft_accuracy
+from .questions import read_questions
+from .soft import METRIC, num_empty
 
 QUESTIONS = DataFile(("llava_textvqa_val_v051_ocr.jsonl",), 5000, "questions")
 GOLD = DataFile(("TextVQA_0.5.1_val.json",), 5000)
@@ -43,8 +45,6 @@ def _read_asked(rows: list[dict], file: str | Path, key: str) -> list[dict]:
     """Rows with what they asked, out of the prompt that lies under a key."""
     found = []
     for number, row in enumerate(rows, start=1):
-        if "question_id" not in row or not isinstance(row.get(key), str):
-            raise ValueError(f"{file}, row {number}: expected question_id and {key} (str), got {str(row)[:80]!r}")
         try:
             found.append({**row, "asked": asked_question(row[key])})
         except ValueError as error:
@@ -81,7 +81,7 @@ def score(answers_file: str | Path, folder: str | Path) -> Scores:
         ValueError: for answers that are not to these questions, or given twice, or whose prompts are of another form.
     """
     questions = read_gold(folder)
-    answers = _read_asked(read_answers(answers_file), answers_file, "prompt")
+    answers = _read_asked(read_answers(answers_file, with_prompt=True), answers_file, "prompt")
     joined = join(questions, answers, answers_file, _key)
     values = [
         0.0 if answer is None else soft_accuracy(answer["text"], question["answers"])
@@ -90,10 +90,10 @@ def score(answers_file: str | Path, folder: str | Path) -> Scores:
     without = sum(OCR not in answer["prompt"] for answer in answers)
     return Scores(
         value=percent(values),
-        metric="VQA accuracy (%), all words normalised",
+        metric=METRIC,
         num_questions=len(questions),
         num_missing=joined.count(None),
-        num_unparsed=sum(answer is not None and not normalise_evalai(answer["text"]) for answer in joined),
+        num_unparsed=num_empty(joined),
         notes=(f"{without} questions were asked without OCR words, which is another task.",) if without else (),
     )
 
@@ -101,7 +101,7 @@ def score(answers_file: str | Path, folder: str | Path) -> Scores:
 def check(folder: str | Path) -> list[str]:
     """Whether the question file and the right answers belong together."""
     file = QUESTIONS.find(folder)
-    asked = _read_asked(read_rows(file), file, "text")
+    asked = _read_asked(read_questions(file), file, "text")
     return unjoined(map(_key, asked), map(_key, read_gold(folder)), GOLD.find(folder).name)
 
 

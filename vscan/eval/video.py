@@ -76,7 +76,10 @@ def read_predictions(file: str | Path) -> list[dict]:
         if question_id is None or not isinstance(text, str):
             expected = "id and pred (str), or question_id and text (str)"
             raise ValueError(f"{file}, row {number}: expected {expected}, got {str(row)[:80]!r}")
-        prompt = row.get("prompt", row.get("question"))
+        key = "prompt" if "prompt" in row else "question"
+        prompt = row.get(key)
+        if key in row and not isinstance(prompt, str):
+            raise ValueError(f"{file}, row {number}: expected {key} (str), got {str(prompt)[:60]}")
         found.append({"question_id": question_id, "text": text, "prompt": prompt, "answer": row.get("answer")})
     return found
 

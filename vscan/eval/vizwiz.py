@@ -1,21 +1,23 @@
 """VizWiz: questions of blind people about their photographs. The test answers are the server's; val.json is public.
 
 score              answers to val.json's questions -> VQA accuracy; to the test questions -> counts
-val_questions      val.json -> a question file like LLaVA's of the test questions
 write_submission   answers to the test questions -> what the server (EvalAI 2185) takes
+
+Answers to val.json join by its rows: question_id is the row's number, and the prompt is the question with the same
+ending as LLaVA's test questions have.
 """
 
 from pathlib import Path
 
 from .benchmark import Benchmark, DataFile, Scores, asked, join
-from .gold import SHORT_SUFFIX, check_entries, check_words, percent, read_answers, read_json, write_json
-from .normalise import normalise_evalai, soft_accuracy
+from .gold import SHORT_SUFFIX, check_entries, read_answers, read_json, write_json
+from .normalise import normalise_evalai
 from .questions import read_questions
+from .soft import METRIC, num_empty, read_people, score_soft
 
 QUESTIONS = DataFile(("llava_test.jsonl",), 8000, "questions")
 GOLD = DataFile(("val.json", "Annotations/val.json"), required=False)
 HINT = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
-METRIC = "VQA accuracy (%), all words normalised"
 
 
 def read_gold(folder: str | Path) -> list[dict]:
@@ -27,45 +29,23 @@ def read_gold(folder: str | Path) -> list[dict]:
     """
     file = GOLD.find(folder)
     entries = check_entries(read_json(file), {"image": str, "question": str, "answers": list}, file)
-    read = []
-    for number, entry in enumerate(entries):
-        people = check_entries(entry["answers"], {"answer": str}, f"{file}, entry {number}, answers")
-        read.append({**entry, "answers": [person["answer"] for person in people]})
-    check_words(read, file)
-    return read
-
-
-def val_questions(folder: str | Path) -> list[dict]:
-    """Questions as LLaVA asks those of the test, about val.json's entries; their ids are row numbers.
-
-    Raises:
-        FileNotFoundError, ValueError: as `read_gold`.
-    """
-    return [
-        {
-            "question_id": row,
-            "image": entry["image"],
-            "text": entry["question"] + HINT + SHORT_SUFFIX,
-            "category": "default",
-        }
-        for row, entry in enumerate(read_gold(folder))
-    ]
-
-
-def _has_gold(folder: str | Path) -> bool:
-    return any((Path(folder) / path).exists() for path in GOLD.paths)
+    return read_people(entries, file)
 
 
 def score(answers: Path, folder: Path) -> Scores:
-    """VQA accuracy of answers to `val_questions`; of answers to the test questions, how many there are.
+    """VQA accuracy of answers to val.json's questions; of answers to the test questions, how many there are.
 
     Where `answers_upload/` holds a file of the same name, it is compared with what `write_submission` would write.
     """
-    rows = read_answers(answers)
-    if _has_gold(folder):
-        questions = val_questions(folder)
-        if set(map(asked, rows)) <= set(map(asked, questions)):
-            return _score_val(read_gold(folder), join(questions, rows, answers, asked))
+    rows = read_answers(answers, with_prompt=True)
+    if GOLD.is_in(folder):
+        entries = read_gold(folder)
+        asked_there = [
+            {"question_id": row, "text": entry["question"] + HINT + SHORT_SUFFIX} for row, entry in enumerate(entries)
+        ]
+        if set(map(asked, rows)) <= set(map(asked, asked_there)):
+            joined = join(asked_there, rows, answers, asked)
+            return score_soft(entries, joined, "Scored on val; published numbers are of the test.")
     questions = read_questions(QUESTIONS.find(folder))
     joined = join(questions, rows, answers, asked)
     parts, uploaded = {}, Path(folder) / "answers_upload" / f"{Path(answers).stem}.json"
@@ -80,31 +60,8 @@ def score(answers: Path, folder: Path) -> Scores:
         parts=parts,
         num_questions=len(questions),
         num_missing=joined.count(None),
-        num_unparsed=_num_empty(joined),
+        num_unparsed=num_empty(joined),
         notes=("The answers of the test are not public: let the server score the submission.",),
-    )
-
-
-def _num_empty(joined: list) -> int:
-    return sum(answer is not None and not normalise_evalai(answer["text"]) for answer in joined)
-
-
-def _score_val(entries: list[dict], joined: list) -> Scores:
-    values = [
-        0.0 if answer is None else soft_accuracy(answer["text"], entry["answers"])
-        for entry, answer in zip(entries, joined, strict=True)
-    ]
-    kinds: dict[str, list[float]] = {}
-    for entry, value in zip(entries, values, strict=True):
-        kinds.setdefault(entry.get("answer_type", "any"), []).append(value)
-    return Scores(
-        value=percent(values),
-        metric=METRIC,
-        parts={name: percent(kinds[name]) for name in sorted(kinds)},
-        num_questions=len(entries),
-        num_missing=joined.count(None),
-        num_unparsed=_num_empty(joined),
-        notes=("Scored on val; published numbers are of the test.",),
     )
 
 
@@ -127,7 +84,7 @@ def write_submission(answers_file: str | Path, folder: str | Path, output: str |
     """
     file = Path(folder) if Path(folder).is_file() else QUESTIONS.find(folder)
     questions = read_questions(file)
-    joined = join(questions, read_answers(answers_file), answers_file, asked)
+    joined = join(questions, read_answers(answers_file, with_prompt=True), answers_file, asked)
     if None in joined:
         row = joined.index(None)
         raise ValueError(
@@ -141,7 +98,7 @@ def check(folder: Path) -> list[str]:
     """The submission is keyed by the image: no image may be asked about twice."""
     questions = read_questions(QUESTIONS.find(folder))
     num_images = len({question.get("image") for question in questions})
-    if _has_gold(folder):
+    if GOLD.is_in(folder):
         read_gold(folder)
     if num_images == len(questions):
         return []

@@ -6,15 +6,16 @@ write_submission   answers -> one entry for every question of test2015, as the s
 
 from pathlib import Path
 
-from .benchmark import Benchmark, DataFile, Scores, asked, join, read_rows
-from .gold import check_entries, identity, percent, percent_by, read_answers, read_json, unjoined, write_json
-from .normalise import normalise_evalai, soft_accuracy, soft_accuracy_official
+from .benchmark import Benchmark, DataFile, Scores, asked, join
+from .gold import check_entries, identity, percent, read_answers, read_json, unjoined, write_json
+from .normalise import normalise_evalai, soft_accuracy_official
+from .questions import read_questions
+from .soft import METRIC, num_empty, read_people, score_soft
 
 QUESTIONS = DataFile(("llava_vqav2_mscoco_test-dev2015.jsonl",), None, "questions")
 SUBMITTED = DataFile(("llava_vqav2_mscoco_test2015.jsonl",), None, "questions")
 GOLD = DataFile(("v2_mscoco_val2014_annotations.json",), None, required=False)
 IMAGES = DataFile(("test2015",), purpose="images")
-METRIC = "VQA accuracy (%), all words normalised"
 
 
 def read_gold(folder: str | Path) -> list[dict]:
@@ -27,13 +28,7 @@ def read_gold(folder: str | Path) -> list[dict]:
     file = GOLD.find(folder)
     content = read_json(file)
     entries = content.get("annotations") if isinstance(content, dict) else content
-    questions = []
-    for number, entry in enumerate(check_entries(entries, {"question_id": object, "answers": list}, file)):
-        people = check_entries(entry["answers"], {"answer": str}, f"{file}, entry {number}, answers")
-        words = [person["answer"] for person in people]
-        kind = entry.get("answer_type", "any")
-        questions.append({"question_id": entry["question_id"], "answer_type": kind, "answers": words})
-    return questions
+    return read_people(check_entries(entries, {"question_id": object, "answers": list}, file), file)
 
 
 def score(answers_file: str | Path, folder: str | Path) -> Scores:
@@ -44,37 +39,30 @@ def score(answers_file: str | Path, folder: str | Path) -> Scores:
         ValueError: for answers that are not to these questions, or given twice.
     """
     answers = read_answers(answers_file)
-    if any((Path(folder) / path).exists() for path in GOLD.paths):
+    if GOLD.is_in(folder):
         questions = read_gold(folder)
         known = set(map(identity, questions))
         if not answers or any(identity(answer) in known for answer in answers):
             return _score_locally(questions, join(questions, answers, answers_file, identity))
-    joined = join(read_rows(QUESTIONS.find(folder)), answers, answers_file, asked)
+    questions = read_questions(QUESTIONS.find(folder))
+    joined = join(questions, read_answers(answers_file, with_prompt=True), answers_file, asked)
     return Scores(
         value=None,
         metric=METRIC,
         num_questions=len(joined),
         num_missing=joined.count(None),
-        num_unparsed=sum(answer is not None and not normalise_evalai(answer["text"]) for answer in joined),
+        num_unparsed=num_empty(joined),
         notes=("The answers of test-dev are not public: write the submission and let the server score it.",),
     )
 
 
 def _score_locally(questions: list[dict], joined: list) -> Scores:
-    soft, official = [], []
-    for question, answer in zip(questions, joined, strict=True):
-        soft.append(0.0 if answer is None else soft_accuracy(answer["text"], question["answers"]))
-        official.append(0.0 if answer is None else soft_accuracy_official(answer["text"], question["answers"]))
-    kinds = percent_by((question["answer_type"], value) for question, value in zip(questions, soft, strict=True))
-    return Scores(
-        value=percent(soft),
-        metric=METRIC,
-        num_questions=len(questions),
-        num_missing=joined.count(None),
-        num_unparsed=sum(answer is not None and not normalise_evalai(answer["text"]) for answer in joined),
-        parts={**kinds, "official code (words normalised only where people disagree)": percent(official)},
-        notes=("Scored on val2014; published numbers are of test-dev.",),
-    )
+    official = [
+        0.0 if answer is None else soft_accuracy_official(answer["text"], question["answers"])
+        for question, answer in zip(questions, joined, strict=True)
+    ]
+    parts = {"official code (words normalised only where people disagree)": percent(official)}
+    return score_soft(questions, joined, "Scored on val2014; published numbers are of test-dev.", parts)
 
 
 def write_submission(answers_file: str | Path, folder: str | Path, output: str | Path) -> None:
@@ -89,10 +77,10 @@ def write_submission(answers_file: str | Path, folder: str | Path, output: str |
         FileNotFoundError: if a file is missing.
         ValueError: for answers that are not to these questions, given twice, or missing: the file could not show it.
     """
-    questions = read_rows(SUBMITTED.find(folder))
+    questions = read_questions(SUBMITTED.find(folder))
     joined = join(questions, read_answers(answers_file), answers_file, identity)
     unanswered = {identity(question) for question, answer in zip(questions, joined, strict=True) if answer is None}
-    missing = [question for question in map(identity, read_rows(QUESTIONS.find(folder))) if question in unanswered]
+    missing = [question for question in map(identity, read_questions(QUESTIONS.find(folder))) if question in unanswered]
     if missing:
         problem = f"{len(missing)} are missing, the first is {missing[0]}"
         raise ValueError(f"{answers_file}: expected answers to all questions of test-dev, {problem}")
@@ -105,8 +93,8 @@ def write_submission(answers_file: str | Path, folder: str | Path, output: str |
 
 def check(folder: str | Path) -> list[str]:
     """Whether test2015 holds all questions of test-dev."""
-    questions = set(map(identity, read_rows(QUESTIONS.find(folder))))
-    everything = set(map(identity, read_rows(SUBMITTED.find(folder))))
+    questions = set(map(identity, read_questions(QUESTIONS.find(folder))))
+    everything = set(map(identity, read_questions(SUBMITTED.find(folder))))
     return unjoined(questions, questions & everything, SUBMITTED.find(folder).name)
 
 

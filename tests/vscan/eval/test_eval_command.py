@@ -1,10 +1,12 @@
 """`python -m vscan.eval`: scores are printed and written with their counts, errors are one line, data is checked."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import eval_folders
 import pytest
 
 from vscan.eval.__main__ import main
@@ -84,18 +86,39 @@ def test_scores_are_printed_and_written_beside_the_answers(tmp_path, capsys):
     assert content["parts"]["popular"]["F1"] == pytest.approx(200 / 3)
 
 
-def test_scores_of_other_answers_in_the_folder_are_not_replaced(tmp_path, capsys):
+def test_answers_of_several_models_in_one_folder_have_scores_each(tmp_path, capsys):
     rows = pope(tmp_path / "pope")
-    for name in ("7b", "13b"):
-        jsonl(tmp_path / "answers" / f"{name}.jsonl", rows)
-    data = ["--data", str(tmp_path / "pope")]
-    main(["pope", "--answers", str(tmp_path / "answers" / "7b.jsonl"), *data])
-    main(["pope", "--answers", str(tmp_path / "answers" / "7b.jsonl"), *data])
-    with pytest.raises(ValueError, match=r"expected the scores of 13b.jsonl, got those of 7b.jsonl; give --output"):
-        main(["pope", "--answers", str(tmp_path / "answers" / "13b.jsonl"), *data])
-    output = tmp_path / "new" / "13b.json"
-    main(["pope", "--answers", str(tmp_path / "answers" / "13b.jsonl"), *data, "--output", str(output)])
-    assert json.loads(output.read_text())["answers"] == "13b.jsonl"
+    for name in ("llava-v1.5-13b", "llava-v1.5-7b", "llava-v1.5-13b"):
+        file = jsonl(tmp_path / "answers" / f"{name}.jsonl", rows)
+        main(["pope", "--answers", str(file), "--data", str(tmp_path / "pope")])
+        scores = tmp_path / "answers" / f"{name}.scores.json"
+        assert json.loads(scores.read_text())["answers"] == f"{name}.jsonl"
+        assert f"  written: {scores}\n" in capsys.readouterr().out
+    output = tmp_path / "new" / "7b.json"
+    main(["pope", "--answers", str(file), "--data", str(tmp_path / "pope"), "--output", str(output)])
+    assert json.loads(output.read_text())["value"] == 100
+
+
+def test_a_closed_pipe_loses_no_scores(tmp_path):
+    out, data = tmp_path / "out", tmp_path / "eval"
+    rows = pope(data / "pope")
+    for number in range(3):
+        jsonl(out / "pope" / f"run-{number}" / "answers.jsonl", rows)
+    command = f"{sys.executable} -u -m vscan.eval all --answers {out} --data {data} | true"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(list(out.rglob("scores.json"))) == 3
+
+
+def test_what_a_judge_needs_is_written_where_the_right_answers_are(tmp_path, capsys):
+    eval_folders.mm_vet(tmp_path / "mm-vet", ["red", "blue"])
+    rows = [{"question_id": 0, "prompt": "What is x in equation 0?", "text": "red"}]
+    file = jsonl(tmp_path / "answers.jsonl", rows)
+    main(["mm_vet", "--answers", str(file), "--data", str(tmp_path / "mm-vet")])
+    assert json.loads((tmp_path / "answers.json").read_text()) == {"v1_0": "red"}
+    assert json.loads((tmp_path / "answers.judge.jsonl").read_text())["answer"] == "red"
+    assert capsys.readouterr().out.count("for a server or a judge") == 2
 
 
 def test_what_a_server_needs_is_written_beside_the_scores(tmp_path, capsys):
@@ -192,7 +215,14 @@ def test_check_says_what_is_right_half_there_and_wrong(tmp_path, capsys, monkeyp
         main(["check", str(tmp_path)])
     out = capsys.readouterr().out
     assert "pope         wrong " in out
-    assert "coco_pope_random.json, line 1: expected the label of " in out
+    assert "coco_pope_random.json, row 1: expected the label of " in out
+
+
+def test_check_says_where_no_count_is_known(tmp_path, capsys):
+    eval_folders.docvqa(tmp_path / "docvqa", [["1"], ["2"]])
+    with pytest.raises(SystemExit):
+        main(["check", str(tmp_path)])
+    assert "val_v1.0_withQT.json 2 (count not known)" in capsys.readouterr().out
 
 
 def test_check_needs_a_folder_with_a_benchmark(tmp_path):

@@ -40,14 +40,12 @@ def test_answers_in_order_stay_in_order(pairs):
 def test_one_answer_too_many_is_refused(pairs, data):
     answers = [{"question_id": number, "prompt": text, "text": ""} for number, text in pairs]
     again = data.draw(st.sampled_from(answers))
-    with pytest.raises(
-        ValueError, match=f"a.jsonl, line {len(pairs) + 1}: expected one answer a question, got another"
-    ):
+    with pytest.raises(ValueError, match=f"a.jsonl, row {len(pairs) + 1}: expected one answer a question, got another"):
         join(questions_of(pairs), [*answers, again], "a.jsonl", asked)
 
 
 def test_an_answer_to_no_question_is_refused():
-    with pytest.raises(ValueError, match=r"a.jsonl, line 1: expected an answer to one of the questions, got one to "):
+    with pytest.raises(ValueError, match=r"a.jsonl, row 1: expected an answer to one of the questions, got one to "):
         join(questions_of([(1, "a")]), [{"question_id": 1, "prompt": "b", "text": ""}], "a.jsonl", asked)
 
 

@@ -52,17 +52,14 @@ def test_empty_lines_and_a_missing_last_line_end_do_no_harm(written, end):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ("{", "line 4: expected a JSON object, got '{\\n'"),
+        ("{", "line 4: expected a JSON object, got '{'"),
         ("x" * 100, f"line 4: expected a JSON object, got '{'x' * 60}'"),
-        ('{"question_id": 1}', "line 4: expected the keys ['text'], got '{\"question_id\": 1}\\n'"),
-        ('{"text": "?"}', "line 4: expected the keys ['question_id'], got '{\"text\": \"?\"}\\n'"),
-        ("{}", "line 4: expected the keys ['question_id', 'text'], got '{}\\n'"),
-        ("7", "line 4: expected the keys ['question_id', 'text'], got '7\\n'"),
-        ("null", "line 4: expected the keys ['question_id', 'text'], got 'null\\n'"),
-        (
-            '["question_id", "text"]',
-            "line 4: expected the keys ['question_id', 'text'], got '[\"question_id\", \"text\"]\\n'",
-        ),
+        ('{"question_id": 1}', "line 4: expected the keys ['text'], got \"{'question_id': 1}\""),
+        ('{"text": "?"}', "line 4: expected the keys ['question_id'], got \"{'text': '?'}\""),
+        ("{}", "line 4: expected the keys ['question_id', 'text'], got '{}'"),
+        ("7", "line 4: expected a JSON object, got '7'"),
+        ("null", "line 4: expected a JSON object, got 'null'"),
+        ('["question_id", "text"]', 'line 4: expected a JSON object, got \'["question_id", "text"]\''),
     ],
 )
 def test_a_line_that_is_no_question_is_named(written, bad, message):

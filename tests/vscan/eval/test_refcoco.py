@@ -164,7 +164,7 @@ def test_one_leading_article_is_dropped(tmp_path, caption, asked):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "expected a JSON list, got "),
+        ("{", "expected JSON, got "),
         ("{}", "expected a JSON list with entries, got "),
         ([], r"expected a JSON list with entries, got '\[\]'"),
         ([{"image": "a"}], r"entry 0: expected the keys \['height', 'normal_caption', 'solution', 'width'\]"),

@@ -51,7 +51,7 @@ def test_the_letter_is_asked_for_where_that_is_wanted(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "questions.json: expected a JSON list, got "),
+        ("{", "questions.json: expected JSON, got "),
         ("{}", "questions.json: expected a JSON list, got dict"),
         ([entry(), {"id": "6"}], r"entry 1: expected an object with id and conversations\[0\].value, got "),
         ([entry(value=None)], "entry 0: expected an object with id"),

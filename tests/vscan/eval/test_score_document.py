@@ -81,8 +81,8 @@ def test_the_official_file_becomes_a_question_file(folder):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([answer(0, "x"), answer(0, "x")], "line 2: expected one answer a question, got another one to '49153'"),
-        ([{**answer(0, "x"), "question_id": 1}], "line 1: expected an answer to one of the questions, got one to '1'"),
+        ([answer(0, "x"), answer(0, "x")], "row 2: expected one answer a question, got another one to '49153'"),
+        ([{**answer(0, "x"), "question_id": 1}], "row 1: expected an answer to one of the questions, got one to '1'"),
         ([{**answer(0, "x"), "prompt": "Name?"}], "got 1 of 1 to others of the same ids; the first is 'Name"),
     ],
 )

@@ -96,21 +96,32 @@ def test_what_the_file_does_not_tell_is_left_out(folder):
 
 
 def test_the_submission_holds_every_answer(folder):
-    texts = {key: text for key, text in TEXTS.items() if key != "06"}
-    write_submission(write_answers(folder, texts), folder, folder / "testdev_balanced_predictions.json")
+    file = write_answers(folder, {key: text for key, text in TEXTS.items() if key != "06"})
+    assert write_submission(file, folder / "testdev_balanced_predictions.json") == 4
     assert json.loads((folder / "testdev_balanced_predictions.json").read_text()) == [
         {"questionId": "01", "prediction": "yes"},
         {"questionId": "02", "prediction": "red"},
         {"questionId": "03", "prediction": "a dog"},
         {"questionId": "04", "prediction": "remote control. "},
     ]
+    file.write_text(file.read_text() * 2)
+    with pytest.raises(ValueError, match="row 5: expected one answer a question, got another one to '01'"):
+        write_submission(file, folder / "again.json")
+
+
+@pytest.mark.parametrize("place", ["data/questions1.2", "questions1.2"])
+def test_right_answers_may_lie_where_the_archive_has_them(folder, place):
+    (folder / place).mkdir(parents=True)
+    name = "testdev_balanced_questions.json"
+    (folder / "data" / name).rename(folder / place / name)
+    assert score(write_answers(folder, TEXTS), folder).value == 40
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"question_id": "77", "text": "yes"}, "line 6: expected an answer to one of the questions, got one to '77'"),
-        ({"question_id": "01", "text": "yes"}, "line 6: expected one answer a question, got another one to '01'"),
+        ({"question_id": "77", "text": "yes"}, "row 6: expected an answer to one of the questions, got one to '77'"),
+        ({"question_id": "01", "text": "yes"}, "row 6: expected one answer a question, got another one to '01'"),
     ],
 )
 def test_answers_that_do_not_belong_are_refused(folder, row, message):

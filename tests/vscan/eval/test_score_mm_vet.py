@@ -4,7 +4,16 @@ import json
 
 import pytest
 
-from vscan.eval.mm_vet import BENCHMARK, PROXY, judge_rows, proxy, read_grades, score, write_submission
+from vscan.eval.mm_vet import (
+    BENCHMARK,
+    PROXY,
+    find_grades,
+    proxy,
+    read_grades,
+    score,
+    write_for_judge,
+    write_submission,
+)
 
 QUESTIONS = ["What is x?", "Which two?", "Who?"]
 RIGHT = ["-1<AND>-5", "cat<OR>small cat<AND>dog", "a man"]
@@ -65,7 +74,27 @@ def test_grades_are_counted_with_either_file_of_questions(folder):
     assert (found.value, found.num_questions, found.num_missing) == (pytest.approx(30), 3, 1)
     (folder / "mm-vet.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"expected llava-mm-vet.jsonl in "):
+        score(answers(folder), folder)
+
+
+def test_grades_alone_are_of_the_published_questions(folder):
+    (folder / "llava-mm-vet.jsonl").unlink()
+    file = write(folder / "m_gpt-4-32k-grade-1runs.json", grades([0.5] * 109))
+    found = score(file, folder)
+    assert (found.value, found.num_questions, found.num_missing) == (pytest.approx(25), 218, 109)
+    assert "no file of questions is here: the grades are taken as those of v1_0 to v1_217" in found.notes
+    write(file, grades([0.5] * 219))
+    with pytest.raises(ValueError, match="expected grades of 'v1_0' to 'v1_217', got one of 'v1_218'"):
         score(file, folder)
+
+
+@pytest.mark.parametrize("judge", ["gpt-4-32k", "gpt-4-0613", "gpt-4-1106-preview", "gpt-4.1"])
+def test_grades_are_those_of_the_same_model(folder, judge):
+    write(folder / "answers" / "m_lora_gpt-4-32k-grade-1runs.json", grades([0, 0, 0]))
+    write(folder / "results" / "m_gpt-4-32k_lora-grade-1runs.txt", grades([0, 0, 0]))
+    assert find_grades(answers(folder), folder) is None
+    file = write(folder / "results" / f"m_{judge}-grade-1runs.json", grades([1, 1, 1]))
+    assert find_grades(answers(folder), folder) == file
 
 
 def test_runs_of_the_judge_are_averaged_and_skills_told_apart(folder):
@@ -114,11 +143,14 @@ def test_what_the_evaluator_and_a_judge_need(folder):
     assert json.loads((folder / "m.json").read_text()) == {"v1_0": SAID[0], "v1_1": SAID[1]}
     assert score(folder / "m.json", folder).num_missing == 1  # that file can be scored, too
     with pytest.raises(FileNotFoundError, match=r"expected mm-vet.json in "):
-        judge_rows(answers(folder), folder)
+        write_for_judge(answers(folder), folder, folder / "m.judge.jsonl")
     add_gold(folder)
-    assert judge_rows(answers(folder, rows=[2]), folder) == [
-        {"name": "v1_2", "question": "Who?", "ground_truth": "a man", "prediction": "Nobody"}
-    ]
+    write_for_judge(answers(folder, rows=[2]), folder, folder / "m.judge.jsonl")
+    row = {"id": "v1_2", "question": "Who?", "answer": "a man", "pred": "Nobody"}
+    assert json.loads((folder / "m.judge.jsonl").read_text()) == row
+    write(folder / "mm-vet.json", {"v1_0": json.loads((folder / "mm-vet.json").read_text())["v1_0"]})
+    with pytest.raises(ValueError, match=r"mm-vet.json: expected an entry of 'v1_2', got none"):
+        write_for_judge(answers(folder, rows=[2]), folder, folder / "m.judge.jsonl")
 
 
 def test_grades_of_others_and_broken_ones_are_refused(folder):
@@ -135,7 +167,7 @@ def test_grades_of_others_and_broken_ones_are_refused(folder):
         score(answers(folder), folder)
     with pytest.raises(ValueError, match="expected texts of the questions' names, got one of 'v2_0'"):
         score(write(folder / "r.json", {"v2_0": "x"}), folder)
-    with pytest.raises(ValueError, match="line 3: expected one answer a question"):
+    with pytest.raises(ValueError, match="row 3: expected one answer a question"):
         score(answers(folder, rows=[0, 1, 1]), folder)
 
 

@@ -34,7 +34,7 @@ def gold(folder, layout):
         task, name = image.split("/")[0], image.rsplit("/")[-1].split(".")[0]
         if layout.startswith("eval_tool"):
             file = folder / layout / f"{task}.txt"
-            line = f"{name}.jpg\t{question}{THEIRS}\t{right}" + f"\t{said.split()[0]}" * ("LaVIN" in layout)
+            line = f"{name}.jpg\t{question}{THEIRS}\t{right}" + f"\t{said.split()[0]}" * ("Results" not in layout)
         else:
             place = folder / layout / task
             file = (place / "questions_answers_YN" if "images/" in image else place) / f"{name}.txt"
@@ -87,6 +87,7 @@ def test_a_word_is_read_as_published(text, word):
         "MME_Benchmark_release_version/MME_Benchmark",
         "eval_tool/Your_Results",
         "eval_tool/LaVIN",
+        "eval_tool/answers/llava-v1.5-7b",
     ],
 )
 def test_the_score_is_accuracy_and_accuracy_plus(folder, layout):
@@ -141,8 +142,11 @@ def test_the_releases_files_come_first_and_tables_fill_up(folder):
             b"2.jpg\tIs there a dog?  Please answer yes or no.\tNo", b"2.jpg\tIs there a dog?\tYes"
         )
     )
-    assert score(answers(folder), folder).parts["existence"]["score"] == 125
-    assert BENCHMARK.check(folder) == []
+    scores = score(answers(folder), folder)
+    assert scores.parts["existence"]["score"] == 125
+    conflict = "1 questions have two right answers, the first that is found counts: existence/2"
+    assert conflict in scores.notes
+    assert BENCHMARK.check(folder) == [conflict]
 
 
 def test_missing_and_broken_gold_is_refused(folder):
@@ -171,7 +175,7 @@ def test_tables_may_hold_answers_with_line_ends_and_other_files(folder):
 
 def test_other_tasks_and_second_answers_are_refused(folder):
     gold(folder, "eval_tool/LaVIN")
-    with pytest.raises(ValueError, match="line 9: expected one answer a question"):
+    with pytest.raises(ValueError, match="row 9: expected one answer a question"):
         score(answers(folder, rows=[*range(8), 0]), folder)
     file = folder / "llava_mme.jsonl"
     file.write_text(file.read_text().replace("code_reasoning", "cooking"))
@@ -184,3 +188,36 @@ def test_an_image_with_three_questions_is_told(folder):
     file = folder / "llava_mme.jsonl"
     file.write_text(file.read_text() + file.read_text().splitlines()[0] + "\n")
     assert BENCHMARK.check(folder) == ["1 images have not two questions, the first is existence/1"]
+
+
+def test_answers_that_were_converted_come_last(folder):
+    gold(folder, "eval_tool/LaVIN")
+    gold(folder, "eval_tool/answers/m")
+    (folder / "eval_tool" / "LaVIN" / "artwork.txt").unlink()
+    file = folder / "eval_tool" / "answers" / "m" / "existence.txt"
+    file.write_bytes(file.read_bytes().replace(b"\tYes\t", b"\tNo\t"))
+    scores = score(answers(folder), folder)
+    assert scores.parts["existence"]["score"] == 125
+    assert "2 questions have two right answers" in scores.notes[0]
+
+
+def test_an_image_with_a_lone_question_has_no_accuracy_plus(folder):
+    gold(folder, "eval_tool/LaVIN")
+    file = folder / "llava_mme.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:3]))
+    scores = score(answers(folder, rows=[0, 1, 2]), folder)
+    assert scores.parts["existence"] == {
+        "score": pytest.approx(500 / 3),
+        "accuracy": pytest.approx(200 / 3),
+        "accuracy+": 100,
+    }
+    assert "1 images have not two questions and count for accuracy alone, not for accuracy+" in scores.notes
+    file.write_text(file.read_text().splitlines(keepends=True)[0])
+    assert score(answers(folder, rows=[0]), folder).parts["existence"]["accuracy+"] == 0
+
+
+def test_a_question_without_words_is_told(folder):
+    gold(folder, "eval_tool/LaVIN")
+    file = folder / "llava_mme.jsonl"
+    file.write_text(file.read_text() + json.dumps({"question_id": "existence/1.jpg", "text": ""}) + "\n")
+    assert "1 of 9 questions have no right answer, the first is '' about existence/1.jpg" in BENCHMARK.check(folder)

@@ -107,6 +107,17 @@ def test_words_without_yes_and_no_are_counted(folder):
     assert scores.notes == ("3 answers have neither yes nor no; they count as yes, as published",)
 
 
+def test_a_file_of_one_split_is_noted(folder):
+    file = folder / "llava_pope_test.jsonl"
+    file.write_text("".join(line + "\n" for line in file.read_text().splitlines() if "adversarial" in line))
+    numbers = [json.loads(line)["question_id"] for line in file.read_text().splitlines()]
+    said = answers(folder, ["Yes"] * 7)
+    said.write_text(
+        "".join(line + "\n" for line in said.read_text().splitlines() if json.loads(line)["question_id"] in numbers)
+    )
+    assert score(said, folder).notes == ("only the split adversarial, of random, popular, adversarial",)
+
+
 def test_nothing_found_is_no_division_by_zero(folder):
     scores = score(answers(folder, ["No"] * 7), folder)
     assert scores.value == 0
@@ -126,31 +137,29 @@ def test_labels_of_another_release_are_told_by_their_number(folder):
 def test_labels_of_other_words_are_refused(folder, before, after):
     file = folder / "coco" / "coco_pope_adversarial.json"
     file.write_text(file.read_text().replace(before, after, 1))
-    with pytest.raises(ValueError, match=r"coco_pope_adversarial.json, line 1: expected the label of .* e3e3926"):
+    with pytest.raises(ValueError, match=r"coco_pope_adversarial.json, row 1: expected the label of .* e3e3926"):
         score(answers(folder), folder)
-    with pytest.raises(ValueError, match="line 1"):
+    with pytest.raises(ValueError, match="row 1"):
         BENCHMARK.check(folder)
 
 
 def test_answers_of_another_file_and_second_answers_are_refused(folder):
     other = jsonl(folder / "other.jsonl", [{"question_id": 0, "prompt": "Why?", "text": "No"}])
-    with pytest.raises(ValueError, match=r"other.jsonl, line 1: expected an answer to one of the questions"):
+    with pytest.raises(ValueError, match=r"other.jsonl, row 1: expected an answer to one of the questions"):
         score(other, folder)
-    with pytest.raises(ValueError, match=r"line 8: expected one answer a question, got another one"):
+    with pytest.raises(ValueError, match=r"row 8: expected one answer a question, got another one"):
         score(answers(folder, rows=[*range(7), 0]), folder)
 
 
 def test_other_categories_and_labels_are_refused(folder):
     file = folder / "coco" / "coco_pope_random.json"
     file.write_text(file.read_text().replace('"no"', '"maybe"'))
-    with pytest.raises(ValueError, match="line 2: expected the label yes or no, got 'maybe'"):
+    with pytest.raises(ValueError, match="row 2: expected the label yes or no, got 'maybe'"):
         score(answers(folder), folder)
     file.write_text(file.read_text().replace('"maybe"', '"no"'))
     file = folder / "llava_pope_test.jsonl"
     file.write_text(file.read_text().replace("popular", "hard"))
-    with pytest.raises(
-        ValueError, match="expected questions of the categories random, popular, adversarial, got 'hard'"
-    ):
+    with pytest.raises(ValueError, match="expected a category of random, popular, adversarial, got 'hard'"):
         score(answers(folder), folder)
 
 

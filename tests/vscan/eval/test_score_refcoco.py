@@ -100,9 +100,9 @@ def test_an_answer_whose_size_is_lost_is_refused(folder, stats, message):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"question_id": 0, "prompt": PROMPT.format("cat")}, "line 1: expected an answer to one of the questions"),
-        ({"question_id": 1, "prompt": PROMPT.format("cat")}, "line 2: expected one answer a question"),
-        ({"question_id": 9, "prompt": PROMPT.format("dog")}, "line 1: expected an answer to one of the questions"),
+        ({"question_id": 0, "prompt": PROMPT.format("cat")}, "row 1: expected an answer to one of the questions"),
+        ({"question_id": 1, "prompt": PROMPT.format("cat")}, "row 2: expected one answer a question"),
+        ({"question_id": 9, "prompt": PROMPT.format("dog")}, "row 1: expected an answer to one of the questions"),
     ],
 )
 def test_answers_that_do_not_belong_are_refused(folder, row, message):

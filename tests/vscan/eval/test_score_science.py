@@ -93,11 +93,11 @@ def test_wrong_answers_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="expected questions with an image, got none among 3"):
         score(answers(tmp_path, rows=[2]), tmp_path)
     write(tmp_path)
-    with pytest.raises(ValueError, match="line 3: expected one answer a question"):
+    with pytest.raises(ValueError, match="row 3: expected one answer a question"):
         score(answers(tmp_path, rows=[0, 1, 0]), tmp_path)
     file = answers(tmp_path, rows=[0])
     file.write_text(file.read_text().replace("Which?", "Why?"))
-    with pytest.raises(ValueError, match="line 1: expected an answer to one of the questions"):
+    with pytest.raises(ValueError, match="row 1: expected an answer to one of the questions"):
         score(file, tmp_path)
 
 

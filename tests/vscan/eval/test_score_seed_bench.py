@@ -73,8 +73,8 @@ def test_the_upload_holds_every_question(folder):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([answer("102", "A"), answer(102, "A")], "line 2: expected one answer a question"),
-        ([answer("7", "A")], "line 1: expected an answer to one of the questions, got one to '7'"),
+        ([answer("102", "A"), answer(102, "A")], "row 2: expected one answer a question"),
+        ([answer("7", "A")], "row 1: expected an answer to one of the questions, got one to '7'"),
         (
             [{**answer("102", "A"), "prompt": "Is it?"}],
             "expected answers to the questions of this benchmark, got 1 of 1",
@@ -89,7 +89,7 @@ def test_answers_that_do_not_belong_are_refused(folder, rows, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (GOLD, "expected an object with question_type and questions"),
+        (GOLD, "expected an object with questions, and question_type from names to ids"),
         (
             {"question_type": TYPES, "questions": [entry("1", "A", 3)]},
             r"entry 0: expected a question_type_id of \[1, 5,",

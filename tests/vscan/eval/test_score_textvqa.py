@@ -91,11 +91,11 @@ def test_another_task_without_ocr_words_is_noted(folder):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (answer(("zz", *BRAND[1:]), "x"), "line 2: expected an answer to one of the questions, got one to "),
-        (answer(("a1", NAME[1]), "x"), "line 2: expected an answer to one of the questions, got one to "),
-        (answer(NAME, "x"), "line 2: expected one answer a question, got another one to "),
+        (answer(("zz", *BRAND[1:]), "x"), "row 2: expected an answer to one of the questions, got one to "),
+        (answer(("a1", NAME[1]), "x"), "row 2: expected an answer to one of the questions, got one to "),
+        (answer(NAME, "x"), "row 2: expected one answer a question, got another one to "),
         (answer(BRAND, "x", prompt="?"), "answers.jsonl, row 2: expected a prompt of a question"),
-        ({"question_id": "a1", "text": "x"}, r"answers.jsonl, row 2: expected question_id and prompt \(str\)"),
+        ({"question_id": "a1", "text": "x"}, r"answers.jsonl, line 2: expected prompt \(str\), got none"),
     ],
 )
 def test_answers_that_do_not_belong_are_refused(folder, row, message):

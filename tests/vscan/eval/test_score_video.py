@@ -174,8 +174,8 @@ def test_a_judge_gets_every_answer_with_the_right_one(folder):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([answer(0), answer(0)], "line 2: expected one answer a question, got another one to 'v1_0'"),
-        ([answer(0, id="v9")], "line 1: expected an answer to one of the questions, got one to 'v9'"),
+        ([answer(0), answer(0)], "row 2: expected one answer a question, got another one to 'v1_0'"),
+        ([answer(0, id="v9")], "row 1: expected an answer to one of the questions, got one to 'v9'"),
         ([answer(0, question="who?")], "expected answers to the questions of this benchmark, got 1 of 1 to others"),
         ([{"id": "v1_0", "answer": "x"}], r"row 1: expected id and pred \(str\), or question_id and text \(str\)"),
     ],
@@ -195,7 +195,7 @@ def test_questions_and_answers_that_do_not_belong_together_are_refused(folder):
         MSVD.score(write_answers(folder), folder)
     assert problem in MSVD.check(folder)[0]
     write_json(folder / "test_a.json", [*right, {"question_id": "v9", "answer": "x"}])
-    with pytest.raises(ValueError, match=r"test_a.json, line 6: expected an answer to one of the questions"):
+    with pytest.raises(ValueError, match=r"test_a.json, row 6: expected an answer to one of the questions"):
         MSVD.score(write_answers(folder), folder)
 
 

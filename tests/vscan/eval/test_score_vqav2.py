@@ -91,10 +91,10 @@ def test_a_submission_without_a_shard_is_refused(folder):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([answer(1, "yes"), answer(9, "yes")], "line 2: expected an answer to one of the questions"),
-        ([answer(1, "yes"), answer(1, "yes")], "line 2: expected one answer a question"),
-        ([answer(11, "yes"), answer(13, "yes")], "line 2: expected an answer to one of the questions"),
-        ([{**answer(11, "yes"), "prompt": "What else?"}], "line 1: expected an answer to one of the questions"),
+        ([answer(1, "yes"), answer(9, "yes")], "row 2: expected an answer to one of the questions"),
+        ([answer(1, "yes"), answer(1, "yes")], "row 2: expected one answer a question"),
+        ([answer(11, "yes"), answer(13, "yes")], "row 2: expected an answer to one of the questions"),
+        ([{**answer(11, "yes"), "prompt": "What else?"}], "row 1: expected an answer to one of the questions"),
     ],
 )
 def test_answers_that_do_not_belong_are_refused(folder, rows, message):
