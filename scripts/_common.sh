@@ -3,10 +3,12 @@
 #
 #   DATA     folder of the benchmarks (../data/eval; playground/data/eval for v1_5 and v1_6), see
 #            playground/data/eval/README.md
-#   MODELS   folder of the checkpoints (../models), and MODEL the name of one (the 7B of the family)
+#   MODELS   folder of the checkpoints (../models), and MODEL the name of one (the 7B of the family), of any number of
+#            layers
 #   OUT      folder for answers and scores (playground/out/eval)
 #   METHOD   vscan, or vispruner, fastervlm, random, downsample; v1_5 and v1_6 are VisPruner
 #   BUDGET   11.1, 22.2 or 33.3: percent of the visual tokens that stay, averaged over the decoder's layers; or dense
+#   LAYER    the decoder layer before which VScan prunes (what the checkpoint's config.json says, else the middle one)
 #   LIMIT    try the first so many questions only
 #   DRY=1    print the commands, run nothing
 #   CUDA_VISIBLE_DEVICES    the GPUs that share the questions, such as 0,1,2,3
@@ -16,7 +18,7 @@
 # questions hold them), document_questions (where they may be official ones), answer, and score.
 
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+CDPATH='' cd -- "$(dirname "${BASH_SOURCE[0]}")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 if [ -z "${PYTHON:-}" ]; then
     if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; else PYTHON=python; fi
@@ -25,6 +27,7 @@ MODELS=${MODELS:-../models}
 OUT=${OUT:-playground/out/eval}
 METHOD=${METHOD:-vscan}
 BUDGET=${BUDGET:-11.1}
+LAYER=${LAYER:-}
 LIMIT=${LIMIT:-}
 DRY=${DRY:-}
 
@@ -33,27 +36,33 @@ fail() {
     exit 2
 }
 
-# Something that a run needs is not there: the end, before anything has started; a dry run only says so.
+# lack STATUS WHAT: something that a run needs is not there: the end, before anything has started, with that exit code;
+# a dry run only says so.
 lack() {
-    if [ -n "$DRY" ]; then echo "missing: $*" >&2; else fail "$*"; fi
+    local status=$1
+    shift
+    if [ -z "$DRY" ]; then
+        echo "error: $*" >&2
+        exit "$status"
+    fi
+    echo "missing: $*" >&2
 }
 
 # Print a command as a shell reads it, and run it.
 execute() {
-    local word line=
+    local word line='' quote="'\\''"
     for word in "$@"; do
-        case $word in
-        '' | *[!A-Za-z0-9_./:=,+-]*) line+=" '${word//\'/\'\\\'\'}'" ;;
-        *) line+=" $word" ;;
-        esac
+        case $word in '' | *[!A-Za-z0-9_./:=,+-]*) word=\'${word//\'/$quote}\' ;; esac
+        line+=" $word"
     done
     echo "${line# }"
     if [ -z "$DRY" ]; then "$@"; fi
 }
 
-# FOUND is the first of the paths under DATA that exists; the first of all where none does.
+# FOUND is the first of the paths under DATA that exists; the first of all where none does. Where not even the folder of
+# that one is there, the exit code is 3: run_all.sh leaves such a benchmark out.
 find_data() {
-    local path places= what=$1
+    local path places='' status=2 what=$1
     shift
     for path in "$@"; do
         FOUND=$DATA/$path
@@ -61,7 +70,8 @@ find_data() {
         places+="${places:+ or }$FOUND"
     done
     FOUND=$DATA/$1
-    lack "$what: expected $places, found none (see playground/data/eval/README.md)"
+    if [ ! -d "$DATA/${1%%/*}" ]; then status=3; fi
+    lack "$status" "$what: expected $places, found none (see playground/data/eval/README.md)"
 }
 
 # begin FAMILY BENCHMARK [TOKENS IMPORTANT_RATIO]: who answers what, with which reduction, and where it goes.
@@ -82,6 +92,8 @@ begin() {
     *) fail "family: expected llava1_5, llava1_6, qwen2_5_vl, v1_5 or v1_6, got '$FAMILY'" ;;
     esac
     if [ "$FAMILY" != qwen2_5_vl ]; then FAMILY_FLAGS+=(--conv-mode vicuna_v1); fi
+    case ${MODEL:=} in */* | . | ..) fail "MODEL: expected the name of a folder in MODELS, got '$MODEL'" ;; esac
+    CHECKPOINT=$MODELS/${MODEL:-$checkpoint}
     choose_reduction "$@"
     if [ -n "$LIMIT" ]; then
         case $LIMIT in *[!0-9]* | 0*) fail "LIMIT: expected a number of questions of at least 1, got '$LIMIT'" ;; esac
@@ -90,44 +102,28 @@ begin() {
     name=${MODEL:+$MODEL-}$REDUCTION_NAME${LIMIT:+-first$LIMIT}
     RUN=$OUT/$FAMILY/$BENCHMARK/$name
     ANSWERS=$RUN/answers.jsonl
-    CHECKPOINT=$MODELS/${MODEL:-$checkpoint}
-    if [ ! -d "$CHECKPOINT" ]; then lack "model: expected a checkpoint folder at $CHECKPOINT, found none (MODELS)"; fi
+    if [ ! -d "$CHECKPOINT" ]; then lack 2 "model: expected a checkpoint folder at $CHECKPOINT, found none (MODELS)"; fi
 }
 
 # REDUCTION is the flags, REDUCTION_NAME their place in the answers' path.
 choose_reduction() {
-    local vision decoder average share left average_share
+    local flags
     case $FAMILY in v1_*)
         if [ $# != 2 ]; then fail "expected TOKENS IMPORTANT_RATIO, such as 64 0.75, got '$*'"; fi
+        case $1 in '' | *[!0-9]* | 0*) fail "TOKENS: expected a number of tokens of at least 1, got '$1'" ;; esac
+        if ! [[ $2 =~ ^(0(\.[0-9]+)?|1(\.0+)?)$ ]]; then
+            fail "IMPORTANT_RATIO: expected 0 to 1, such as 0.75, got '$2'"
+        fi
         REDUCTION=(--method vispruner --visual_token_num "$1" --important_ratio "$2")
         REDUCTION_NAME=vispruner-$1-$2
         return
         ;;
     esac
     if [ $# != 0 ]; then fail "expected no arguments (METHOD and BUDGET say what is kept), got '$*'"; fi
-    left=0.333
-    case $FAMILY-$BUDGET in
-    *-11.1) vision=96 decoder=32 average=64 share=0.167 average_share=0.111 ;;
-    *-22.2) vision=192 decoder=64 average=128 share=0.333 average_share=0.222 ;;
-    *-33.3) vision=288 decoder=96 average=192 share=0.5 average_share=0.333 ;;
-    qwen2_5_vl-50) share=0.6 left=0.67 average_share=0.5 ;; # as published for RefCOCO
-    *-dense) ;;
-    *) fail "BUDGET: expected 11.1, 22.2, 33.3 or dense, got '$BUDGET'" ;;
-    esac
-    REDUCTION_NAME=$METHOD-$BUDGET
-    case $FAMILY-$METHOD-$BUDGET in
-    qwen2_5_vl-*-dense) REDUCTION=(--layer-list '[]' --image-token-ratio-list '[]' --image-token-ratio 1.0) ;;
-    *-dense) REDUCTION=() ;;
-    qwen2_5_vl-vscan-*)
-        REDUCTION=(--layer-list '[14]' --image-token-ratio-list "[$left]" --image-token-ratio "$share")
-        ;;
-    qwen2_5_vl-*)
-        REDUCTION=(--method "$METHOD" --layer-list '[]' --image-token-ratio-list '[]')
-        REDUCTION+=(--image-token-ratio "$average_share")
-        ;;
-    *-vscan-*) REDUCTION=(--layer_list '[16]' --image_token_list "[$decoder]" --visual_token_num "$vision") ;;
-    *) REDUCTION=(--method "$METHOD" --visual_token_num "$average") ;;
-    esac
+    flags=$("$PYTHON" scripts/reduction_flags.py --model "$CHECKPOINT" --layer "$LAYER" -- \
+        "$FAMILY" "$METHOD" "$BUDGET")
+    read -r -a REDUCTION <<<"$flags"
+    REDUCTION_NAME=$METHOD-$BUDGET${LAYER:+-layer$LAYER}
     if [ "$BUDGET" = dense ]; then REDUCTION_NAME=dense; fi
 }
 
@@ -165,12 +161,15 @@ limit() {
 
 # run_module MODULE FLAGS...: on every GPU that is visible; then all processes share the questions.
 run_module() {
-    local commas=${CUDA_VISIBLE_DEVICES:-}
-    commas=${commas//[!,]/}
-    if [ -z "$commas" ]; then
+    local devices device number=0
+    IFS=, read -r -a devices <<<"${CUDA_VISIBLE_DEVICES:-}"
+    for device in ${devices[@]+"${devices[@]}"}; do
+        if [ -n "$device" ]; then number=$((number + 1)); fi
+    done
+    if [ "$number" -lt 2 ]; then
         execute "$PYTHON" -m "$@"
     else
-        execute "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node=$((${#commas} + 1)) -m "$@"
+        execute "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node="$number" -m "$@"
     fi
 }
 
@@ -189,7 +188,7 @@ locate() {
     limit
     ANSWERS=$RUN
     run_module "$1" --model-path "$CHECKPOINT" --data-root "$(dirname "$QUESTIONS")" --image-root "$IMAGES" \
-        --output-dir "$ANSWERS" "${FAMILY_FLAGS[@]}" "${REDUCTION[@]}"
+        --output-dir "$ANSWERS" "${FAMILY_FLAGS[@]}" ${REDUCTION[@]+"${REDUCTION[@]}"}
 }
 
 # What the answers are worth, beside them; and the file that a server or a judge needs, where only these can tell.

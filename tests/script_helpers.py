@@ -3,6 +3,7 @@
 import os
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -11,7 +12,7 @@ BENCHMARKS = ["gqa", "vqav2", "sqa", "vizwiz", "textvqa", "pope", "mme", "mmbenc
 OFFICIAL = {"docvqa": "val_v1.0_withQT.json", "infovqa": "infographicsVQA_val_v1.0_withQT.json"}
 BENCHMARKS += OFFICIAL  # whose question files are made of these, unless they are there
 FAMILIES = {"llava1_5": [], "llava1_6": [], "qwen2_5_vl": [], "v1_5": ["64", "0.75"], "v1_6": ["32", "0.5"]}
-OURS = ("DATA", "MODELS", "MODEL", "OUT", "METHOD", "BUDGET", "LIMIT", "DRY", "PYTHON", "CUDA_VISIBLE_DEVICES")
+OURS = ("DATA", "MODELS", "MODEL", "OUT", "METHOD", "BUDGET", "LAYER", "LIMIT", "DRY", "PYTHON", "CUDA_VISIBLE_DEVICES")
 ALL = [(family, name) for family in FAMILIES for name in [*BENCHMARKS, *["refcoco"] * (family == "qwen2_5_vl")]]
 
 
@@ -20,8 +21,9 @@ def script_of(family: str, name: str) -> Path:
 
 
 def bash(project: Path, *command, **variables) -> subprocess.CompletedProcess:
-    """Run bash with these variables and none of ours besides."""
+    """Run bash with these variables and none of ours besides; `python` is this one."""
     plain = {name: value for name, value in os.environ.items() if name not in OURS}
+    plain["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), plain["PATH"]])
     environment = {**plain, **{name: str(value) for name, value in variables.items()}}
     return subprocess.run(
         ["bash", *map(str, command)], env=environment, capture_output=True, text=True, check=False, cwd=project

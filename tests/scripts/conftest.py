@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from script_helpers import SCRIPTS
+from script_helpers import ROOT, SCRIPTS
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -12,4 +12,5 @@ def project(tmp_path_factory) -> Path:
     """The scripts in a project of their own, beside which no data lie that would change what they print."""
     folder = tmp_path_factory.mktemp("scripts") / "project"
     shutil.copytree(SCRIPTS, folder / "scripts")
+    (folder / "vscan").symlink_to(ROOT / "vscan")
     return folder

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from script_helpers import BENCHMARKS, OFFICIAL, bash, dry, flag, script_of
+from script_helpers import BENCHMARKS, FAMILIES, OFFICIAL, bash, dry, flag, script_of
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,9 @@ def test_the_projects_own_interpreter_comes_first(project):
     own.unlink()
 
 
-@pytest.mark.parametrize(("devices", "number"), [("0,1,2,3", 4), ("2,3", 2), ("1", 1), ("", 1)])
+@pytest.mark.parametrize(
+    ("devices", "number"), [("0,1,2,3", 4), ("2,3", 2), ("1", 1), ("", 1), ("0,", 1), (",", 1), ("0,,MIG-2,", 2)]
+)
 def test_visible_gpus_share_the_questions(project, devices, number):
     answer, score = dry(project, "llava1_5", "gqa", CUDA_VISIBLE_DEVICES=devices)
     several = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={number}"]
@@ -150,14 +152,15 @@ def test_a_question_file_is_made_of_the_official_one_unless_it_is_there(project,
 def test_a_question_file_that_nothing_is_there_to_make_of_is_named_before_anything_starts(project, tmp_path):
     (tmp_path / "llava-v1.5-7b").mkdir()
     places = [f"{tmp_path}/docvqa/{name}" for name in ("llava_docvqa_val.jsonl", OFFICIAL["docvqa"], "val_v1.0.json")]
-    script, variables = script_of("llava1_5", "docvqa"), {"DATA": tmp_path, "MODELS": tmp_path, "PYTHON": "false"}
-    done = bash(project, script, **variables)
+    command = (script_of("v1_5", "docvqa"), *FAMILIES["v1_5"])
+    variables = {"DATA": tmp_path, "MODELS": tmp_path, "PYTHON": "false"}
+    (tmp_path / "docvqa").mkdir()
+    done = bash(project, *command, **variables)
     assert (done.returncode, done.stdout) == (2, "")
     assert f"error: questions: expected {' or '.join(places)}, found none" in done.stderr
-    assert f"missing: questions: expected {' or '.join(places)}" in bash(project, script, DRY=1, **variables).stderr
-    (tmp_path / "docvqa").mkdir()
+    assert f"missing: questions: expected {' or '.join(places)}" in bash(project, *command, DRY=1, **variables).stderr
     Path(places[1]).touch()
-    done = bash(project, script, **variables)
+    done = bash(project, *command, **variables)
     assert (done.returncode, done.stdout) == (2, "")  # the question file is not made where the pictures are missing
     assert "error: images: expected" in done.stderr
 
@@ -180,6 +183,19 @@ def test_a_limit_asks_a_copy_with_fewer_rows_in_a_place_of_its_own(project):
         ("llava1_5", [], {"BUDGET": "50"}, "BUDGET: expected 11.1, 22.2, 33.3 or dense, got '50'"),
         ("llava1_5", [], {"LIMIT": "many"}, "LIMIT: expected a number of questions of at least 1, got 'many'"),
         ("llava1_5", [], {"LIMIT": "0"}, "LIMIT: expected a number of questions of at least 1, got '0'"),
+        ("llava1_5", [], {"METHOD": "a/../../b"}, "METHOD: expected one of vscan, "),
+        ("llava1_5", [], {"METHOD": "a/../../b", "BUDGET": "dense"}, "downsample, got 'a/../../b'"),
+        ("qwen2_5_vl", [], {"BUDGET": "11.1/.."}, "BUDGET: expected 11.1, 22.2, 33.3 or dense, got '11.1/..'"),
+        ("llava1_5", [], {"MODEL": "a/b"}, "MODEL: expected the name of a folder in MODELS, got 'a/b'"),
+        ("v1_5", ["64", "0.75"], {"MODEL": ".."}, "MODEL: expected the name of a folder in MODELS, got '..'"),
+        ("llava1_5", [], {"LAYER": "32"}, "LAYER: expected a decoder layer of 1 to 31, got '32'"),
+        ("qwen2_5_vl", [], {"LAYER": "0"}, "LAYER: expected a decoder layer of 1 to 27, got '0'"),
+        ("llava1_5", [], {"LAYER": "../8"}, "LAYER: expected a decoder layer of 1 to 31, got '../8'"),
+        ("llava1_5", [], {"LAYER": "8", "METHOD": "random"}, "LAYER: expected one with METHOD=vscan alone"),
+        ("v1_5", ["abc", "0.75"], {}, "TOKENS: expected a number of tokens of at least 1, got 'abc'"),
+        ("v1_5", ["0", "0.75"], {}, "TOKENS: expected a number of tokens of at least 1, got '0'"),
+        ("v1_6", ["64", "1.5"], {}, "IMPORTANT_RATIO: expected 0 to 1, such as 0.75, got '1.5'"),
+        ("v1_6", ["64", "../1"], {}, "IMPORTANT_RATIO: expected 0 to 1, such as 0.75, got '../1'"),
         ("llava1_5", ["64"], {}, "expected no arguments (METHOD and BUDGET say what is kept), got '64'"),
         ("v1_5", ["64"], {}, "expected TOKENS IMPORTANT_RATIO, such as 64 0.75, got '64'"),
     ],
@@ -194,14 +210,16 @@ def test_a_wrong_variable_or_argument_is_named(project, family, arguments, varia
 def test_data_that_is_missing_is_named_before_anything_starts(project, tmp_path):
     (tmp_path / "llava-v1.5-7b").mkdir()
 
-    def error() -> str:
+    def error(status: int = 2) -> str:
         done = bash(project, script_of("llava1_5", "gqa"), DATA=tmp_path, MODELS=tmp_path)
-        assert (done.returncode, done.stdout) == (2, "")
+        assert (done.returncode, done.stdout) == (status, "")
         assert done.stderr.count("\n") == 1
         return done.stderr
 
-    assert f"error: questions: expected {tmp_path}/gqa/llava_gqa_testdev_balanced.jsonl, found none" in error()
+    message = f"error: questions: expected {tmp_path}/gqa/llava_gqa_testdev_balanced.jsonl, found none"
+    assert message in error(3)  # not even its folder is there
     (tmp_path / "gqa").mkdir()
+    assert message in error()
     (tmp_path / "gqa" / "llava_gqa_testdev_balanced.jsonl").touch()
     assert f"error: images: expected {tmp_path}/gqa/images or {tmp_path}/gqa/data/images, found none" in error()
 
@@ -215,14 +233,54 @@ def test_run_all_runs_every_script_and_ends_with_the_table(project, tmp_path):
     done = bash(project, "scripts/run_all.sh", "llava1_5", DATA=tmp_path, PYTHON="true")
     assert done.returncode == 2
     assert done.stderr.endswith(f"error: these failed, what they said is above: {' '.join(sorted(BENCHMARKS))}\n")
-    done = bash(project, "scripts/run_all.sh", "llava2")
-    assert "expected a family (llava1_5, llava1_6, qwen2_5_vl, v1_5 or v1_6), got 'llava2'" in done.stderr
+    for family in ("llava2", "..", ""):
+        done = bash(project, "scripts/run_all.sh", family, PYTHON="true")
+        expected = f"error: expected a family (llava1_5, llava1_6, qwen2_5_vl, v1_5 or v1_6), got '{family}'\n"
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
+
+
+def test_run_all_names_what_failed_last_though_there_is_no_table(project, tmp_path):
+    done = bash(project, "scripts/run_all.sh", "v1_5", "64", "0.75", MODELS=tmp_path / "none", PYTHON="false")
+    assert done.returncode == 2
+    names = " ".join([*sorted(BENCHMARKS), "report"])
+    assert done.stderr.splitlines()[-1] == f"error: these failed, what they said is above: {names}"
+
+
+def test_run_all_leaves_out_what_has_no_folder_and_says_so_after_the_table(project, tmp_path):
+    for folder in ("models/llava-v1.5-7b", "pope/val2014", "gqa"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "pope" / "llava_pope_test.jsonl").touch()
+    command = ("scripts/run_all.sh", "v1_5", "64", "0.75")
+    variables = {"DATA": tmp_path, "MODELS": tmp_path / "models", "OUT": tmp_path / "out", "PYTHON": "true"}
+    done = bash(project, *command, **variables)
+    rest = sorted({*BENCHMARKS} - {"gqa", "pope"})
+    left_out = "left out, as DATA has no folder of these: "
+    failed = "error: these failed, what they said is above: gqa"  # half of it is there
+    assert (done.returncode, done.stderr.splitlines()[-2:]) == (2, [left_out + " ".join(rest), failed])
+    assert done.stdout.splitlines()[-1].startswith("true -m vscan.eval report")
+    (tmp_path / "gqa").rmdir()
+    done = bash(project, *command, **variables)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (0, left_out + " ".join(sorted([*rest, "gqa"])))
+    done = bash(project, *command, **{**variables, "DATA": tmp_path / "none"})
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, "error: nothing was run")
+
+
+def test_vispruner_is_reported_beside_the_dense_run_of_vscans_scripts(project, tmp_path):
+    (tmp_path / "llava1_6").mkdir()
+    done = bash(project, "scripts/run_all.sh", "v1_6", "32", "0.5", DRY=1, PYTHON="python", OUT=tmp_path)
+    assert done.stdout.splitlines()[-1] == f"python -m vscan.eval report {tmp_path}/v1_6 {tmp_path}/llava1_6"
+
+
+def test_a_search_path_for_folders_does_not_lead_astray(project, tmp_path):
+    (tmp_path / "scripts" / "llava1_5").mkdir(parents=True)
+    assert dry(project, "llava1_5", "pope", CDPATH=tmp_path)
 
 
 def test_an_interpreter_that_fails_ends_the_script(project, tmp_path):
     for folder in ("llava-v1.5-7b", "pope/val2014"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "pope" / "llava_pope_test.jsonl").write_text(json.dumps({}))
-    done = bash(project, script_of("llava1_5", "pope"), DATA=tmp_path, MODELS=tmp_path, PYTHON="false")
+    command = (script_of("v1_5", "pope"), *FAMILIES["v1_5"])
+    done = bash(project, *command, DATA=tmp_path, MODELS=tmp_path, PYTHON="false")
     assert done.returncode == 1
     assert len(done.stdout.splitlines()) == 1  # the score is not asked for

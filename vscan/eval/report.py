@@ -1,5 +1,5 @@
-"""The paper's table out of several runs: a score a benchmark, what is retained of the dense model, tokens and seconds,
-with what papers print beside it; as Markdown, CSV and a picture."""
+"""The paper's table out of several runs: a score a benchmark, what is retained of the dense model, tokens and seconds
+a question, with what papers print beside it; as Markdown, CSV and a picture."""
 
 import csv
 import io
@@ -8,14 +8,14 @@ from pathlib import Path
 
 from .benchmarks import BENCHMARKS
 from .records import write_whole
-from .runs import JUDGED, MODELS, Column, Run, read_published, read_runs, retained
+from .runs import JUDGED, MODELS, Column, Run, comparable, cost, read_published, read_runs, retained
 
 TITLES = {("mme", "perception"): "MME-P", ("mme", "total"): "MME"}
 NOT_IN_MEAN = {("mme", "perception"), *((name, JUDGED) for name in BENCHMARKS)}  # of a total, or beside an accuracy
 FEWER_ROWS = "*"
 CSV_HEADER = (
     *("family", "run", "method", "benchmark", "part", "value", "retained"),
-    *("tokens", "stages", "seconds", "questions", "missing", "unparsed", "source"),
+    *("tokens", "stages", "seconds_per_question", "questions", "missing", "unparsed", "source"),
 )
 
 
@@ -48,22 +48,30 @@ def columns_of(runs: Iterable[Run]) -> list[Column]:
     return sorted(found, key=lambda column: order.index(column[0]))
 
 
-def _line(run: Run, runs: list[Run], columns: list[Column]) -> list[str]:
+def _of(number: int, total: int) -> str:
+    """Over how many benchmarks a mean is, where not over all."""
+    return f" ({number})" if number < total else ""
+
+
+def _line(run: Run, runs: list[Run], columns: list[Column], num_benchmarks: int) -> list[str]:
     cells = []
     for column in columns:
         value = run.scores.get(column)
         has_gap = run.counts.get(column[0], (0, 0, 0))[1] > 0
         cells.append(_shown(value, run) + FEWER_ROWS * (has_gap and value is not None))
     mean, number = mean_retained(run, runs, columns)
-    of_some = f" ({number})" if number < len(set(columns) - NOT_IN_MEAN) else ""
-    stages = ", ".join(f"{layer}: {tokens:.1f}".removesuffix(".0") for layer, tokens in run.stages)
+    of_retained = _of(number, len(set(columns) - NOT_IN_MEAN))
+    names = comparable(run, runs)
+    spent = cost(run, names)
+    of_cost = "" if run.source else _of(len(names), num_benchmarks)
+    stages = ", ".join(f"{layer}: {tokens:.1f}".removesuffix(".0") for layer, tokens in spent.stages)
     return [
         run.name,
         *cells,
-        "-" if mean is None else f"{mean:.1f}{of_some}",
-        "-" if run.tokens is None else f"{run.tokens:.1f}".removesuffix(".0"),
+        "-" if mean is None else f"{mean:.1f}{of_retained}",
+        "-" if spent.tokens is None else f"{spent.tokens:.1f}".removesuffix(".0") + of_cost,
         stages or "-",
-        "-" if run.seconds is None else f"{run.seconds:.0f}",
+        "-" if spent.seconds is None else f"{spent.seconds:.3f}{of_cost}",
         run.source or "here",
     ]
 
@@ -100,9 +108,11 @@ def markdown(runs: list[Run], notes: Iterable[str] = ()) -> str:
         own = sorted((run for run in runs if run.family == family), key=lambda run: (run.method != "dense", run.name))
         columns = columns_of(own)
         published = beside(runs, family, columns)
-        header = ["", *map(title, columns), "retained %", "tokens", "from layer: tokens", "seconds", "source"]
-        lines = [_line(run, runs, columns) for run in own]
-        lines += [_line(run, published, columns) for run in published]
+        header = ["", *map(title, columns), "retained %", "tokens", "from layer: tokens"]
+        header += ["seconds per question", "source"]
+        num_benchmarks = len({name for run in own for name in run.measured})
+        lines = [_line(run, runs, columns, num_benchmarks) for run in own]
+        lines += [_line(run, published, columns, num_benchmarks) for run in published]
         parts.append(f"## {family}\n\n{_table([header, *lines])}")
         if any(run.counts[name][1] for run in own for name in run.counts):
             gaps = [f"{run.name} {name} {run.counts[name][1]}" for run in own for name in run.counts]
@@ -112,13 +122,15 @@ def markdown(runs: list[Run], notes: Iterable[str] = ()) -> str:
         "Retained is the mean over benchmarks of the score as a percentage of the dense run's, of a published row of "
         "the dense row of its own source; in brackets over how many, where not over all. MME is perception and "
         "cognition, MME-P perception alone, which is left out of that mean; every split of RefCOCO counts. Tokens are "
-        "those of an image, averaged over the decoder's layers.\n"
+        "those of an image, averaged over the decoder's layers; they and the seconds are means over the rows of those "
+        "benchmarks that the dense run answered too, or of all where it has none, in brackets over how many, where not "
+        "over all that are answered here. The CSV has them of each benchmark.\n"
     )
     return "\n".join([*parts, *(f"- {note}\n" for note in notes)])
 
 
 def csv_text(runs: list[Run]) -> str:
-    """A line a run and column, with all digits; what is not known is an empty field."""
+    """A line a run and column, with all digits and the cost of that benchmark; what is not known is an empty field."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(CSV_HEADER)
@@ -128,13 +140,14 @@ def csv_text(runs: list[Run]) -> str:
         for group in (own, beside(runs, family, columns)):
             for run in group:
                 kept = retained(run, runs if group is own else group)
-                stages = ", ".join(f"{layer}: {tokens:g}" for layer, tokens in run.stages)
-                cost = [run.tokens, stages, None if run.seconds is None else round(run.seconds, 3)]
                 for column in columns:
                     if column in run.scores:
+                        spent = cost(run, [column[0]])
+                        stages = ", ".join(f"{layer}: {tokens:g}" for layer, tokens in spent.stages)
+                        seconds = None if spent.seconds is None else round(spent.seconds, 6)
                         counts = run.counts.get(column[0], (None,) * 3)
                         line = [family, run.name, run.method, *column, run.scores[column], kept.get(column)]
-                        writer.writerow([*line, *cost, *counts, run.source or "here"])
+                        writer.writerow([*line, spent.tokens, stages, seconds, *counts, run.source or "here"])
     return stream.getvalue()
 
 

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from .chart import COLOURS, GREY, MARKERS
 from .report import beside, columns_of, mean_retained
-from .runs import Run
+from .runs import Run, comparable, cost
 
 
 def plot(runs: list[Run], file: str | Path) -> None:
@@ -27,8 +27,9 @@ def plot(runs: list[Run], file: str | Path) -> None:
         for group, all_runs in ((own, runs), (published, published)):
             for run in group:
                 mean, _ = mean_retained(run, all_runs, columns)
-                if mean is not None and run.tokens is not None and run.method != "dense":
-                    lines.setdefault((run.method, run.source), []).append((run.tokens, mean))
+                tokens = cost(run, comparable(run, all_runs)).tokens
+                if mean is not None and tokens is not None and run.method != "dense":
+                    lines.setdefault((run.method, run.source), []).append((tokens, mean))
         styles = {method: number for number, method in enumerate(dict.fromkeys(method for method, _ in lines))}
         for (method, source), points in lines.items():
             number = styles[method]

@@ -3,6 +3,8 @@
 read_runs         folders of answers -> runs
 read_published    published.csv -> rows of papers
 retained          scores and those of the dense model -> percent
+comparable        the benchmarks that the dense model answered too
+cost              tokens and seconds over the rows of some benchmarks
 """
 
 import csv
@@ -32,6 +34,36 @@ Column = tuple[str, str]  # benchmark, and the part of its scores; "" is the sco
 
 
 @dataclass
+class Rows:
+    """What the records say of one benchmark's answers.
+
+    Args:
+        stages: of each row with an image, its [layer, tokens] pairs.
+        seconds: of each row.
+        num_layers: of the decoder; None where that is not known.
+    """
+
+    stages: list[list] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    num_layers: int | None = None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run costs.
+
+    Args:
+        stages: [layer, tokens] of the images, their mean; empty where they do not have the same layers.
+        tokens: of an image, the average over the decoder's layers; None where the number of layers is not known.
+        seconds: of a question; None where that is not known.
+    """
+
+    stages: list[list[float]] = field(default_factory=list)
+    tokens: float | None = None
+    seconds: float | None = None
+
+
+@dataclass
 class Run:
     """One line of the table: one method and budget, on every benchmark that it was run on.
 
@@ -42,9 +74,8 @@ class Run:
         method: such as vscan, or dense.
         scores: by column.
         counts: by benchmark the questions, and those without an answer or with one that could not be read.
-        stages: [layer, tokens] of the images, their mean.
-        tokens: the average over the decoder's layers; None where the number of layers is not known.
-        seconds: in answering; None where that is not known.
+        rows: by benchmark what its answers cost.
+        tokens: of a published row, as its budget says; None of our own, which `cost` tells.
         models: the checkpoint of each benchmark, where the record names it.
     """
 
@@ -54,10 +85,14 @@ class Run:
     method: str = ""
     scores: dict[Column, float] = field(default_factory=dict)
     counts: dict[str, tuple[int, int, int]] = field(default_factory=dict)
-    stages: list[list[float]] = field(default_factory=list)
+    rows: dict[str, Rows] = field(default_factory=dict)
     tokens: float | None = None
-    seconds: float | None = None
     models: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def measured(self) -> list[str]:
+        """The benchmarks of which records say what they cost."""
+        return [name for name, rows in self.rows.items() if rows.stages or rows.seconds]
 
 
 def columns_of(benchmark: str, content: dict) -> dict[Column, float | None]:
@@ -74,16 +109,15 @@ def read_runs(folders: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
     """Read what the scripts and `vscan.eval` wrote: <family>/<benchmark>/<method-budget>/scores.json.
 
     Returns:
-        The runs, and what could not be used of the folders, a sentence each.
+        The runs, those of the first folder first, and what could not be used of the folders, a sentence each.
 
     Raises:
         FileNotFoundError: if there are no scores.
         ValueError: for a file of scores that is none.
     """
     runs: dict[tuple[str, str], Run] = {}
-    notes, parts = [], {}
-    files = sorted({file.resolve() for folder in folders for file in Path(folder).rglob(SCORES)})
-    for file in files:
+    notes = []
+    for file in dict.fromkeys(file.resolve() for folder in folders for file in sorted(Path(folder).rglob(SCORES))):
         content = read_json(file)
         name = content.get("benchmark") if isinstance(content, dict) else None
         if name not in BENCHMARKS:
@@ -98,32 +132,30 @@ def read_runs(folders: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
         run.scores |= {column: value for column, value in found.items() if value is not None}
         if content.get("value") is None:
             notes.append(f"{'/'.join(key)}, {name}: only a server or a judge can score it")
-        _read_cost(run, name, file.parent, parts.setdefault(key, []))
+        _read_rows(run, name, file.parent)
     if not runs:
         expected = f"<family>/<benchmark>/<method-budget>/{SCORES}, which python -m vscan.eval NAME writes"
         raise FileNotFoundError(f"expected {expected}, found none in {', '.join(map(str, folders))}")
-    for key, run in runs.items():
-        _average(run, parts[key])
     return list(runs.values()), notes
 
 
-def _read_cost(run: Run, name: str, folder: Path, parts: list) -> None:
-    """Add what the records beside the answers say: method, seconds, and (stages, layers) of each row with an image."""
+def _read_rows(run: Run, name: str, folder: Path) -> None:
+    """Add what the records beside a benchmark's answers say: method, checkpoint, and what each row cost."""
+    rows = run.rows[name] = Rows()
     answers = [file for file in (folder / ANSWERS, *sorted(folder.glob("refcoco*_*.jsonl"))) if file.is_file()]
     for file in answers:
         record, stats = (file.with_name(f"{file.name}.{ending}") for ending in ("run.json", "stats.jsonl"))
-        layers = None
         if record.is_file():
             content = read_json(record)
             reduction = content.get("reduction")
             run.method = reduction.get("method", "vscan") if reduction else "dense"
             run.models[name] = content.get("model_path", "")
-            layers = _num_layers(Path(run.models[name]))
+            rows.num_layers = _num_layers(Path(run.models[name]))
         for row in read_rows(stats) if stats.is_file() else []:
             if "seconds" in row:
-                run.seconds = (run.seconds or 0.0) + row["seconds"]
+                rows.seconds.append(row["seconds"])
             if row.get("visual_tokens") and row.get("stages"):
-                parts.append((row["stages"], layers))
+                rows.stages.append(row["stages"])
 
 
 def _num_layers(model: Path) -> int | None:
@@ -135,15 +167,30 @@ def _num_layers(model: Path) -> int | None:
         return None
 
 
-def _average(run: Run, parts: list) -> None:
-    """Mean stages over the rows, where all have the same layers, and mean tokens over rows and layers."""
-    layers = {tuple(layer for layer, _ in stages) for stages, _ in parts}
+def comparable(run: Run, runs: list[Run]) -> list[str]:
+    """The benchmarks over which a run's cost compares with others: those that its dense run answered too, or all of
+    its own where it has none."""
+    names = [name for name in run.measured if any(_is_reference(dense, run, name) for dense in runs)]
+    return names or run.measured
+
+
+def cost(run: Run, benchmarks: Iterable[str]) -> Cost:
+    """Mean tokens and seconds over all rows of some benchmarks; of a published row only the tokens are known."""
+    rows = [run.rows[name] for name in benchmarks if name in run.rows]
+    seconds = [value for each in rows for value in each.seconds]
+    stages = [stages for each in rows for stages in each.stages]
+    averages = [_over_layers(stages, each.num_layers) for each in rows for stages in each.stages]
+    layers = {tuple(layer for layer, _ in each) for each in stages}
+    means = []
     if len(layers) == 1:
-        means = np.mean([[tokens for _, tokens in stages] for stages, _ in parts], axis=0)
-        run.stages = [[layer, float(mean)] for layer, mean in zip(*layers, means, strict=True)]
-    averages = [_over_layers(stages, num_layers) for stages, num_layers in parts]
-    if averages and None not in averages:
-        run.tokens = float(np.mean(averages))
+        tokens = np.mean([[tokens for _, tokens in each] for each in stages], axis=0)
+        means = [[layer, float(mean)] for layer, mean in zip(*layers, tokens, strict=True)]
+    known = averages and None not in averages
+    return Cost(
+        stages=means,
+        tokens=float(np.mean(averages)) if known else run.tokens,
+        seconds=float(np.mean(seconds)) if seconds else None,
+    )
 
 
 def _over_layers(stages: list, num_layers: int | None) -> float | None:
@@ -177,14 +224,16 @@ def retained(run: Run, runs: list[Run]) -> dict[Column, float]:
     kept = {}
     for column, value in run.scores.items():
         for dense in runs:
-            if dense.method == "dense" and _is_reference(dense, run, column[0]) and dense.scores.get(column):
+            if dense.scores.get(column) and _is_reference(dense, run, column[0]):
                 kept[column] = 100 * value / dense.scores[column]
                 break
     return kept
 
 
 def _is_reference(dense: Run, run: Run, benchmark: str) -> bool:
-    if dense.source != run.source or dense.counts.get(benchmark, (0,))[0] != run.counts.get(benchmark, (0,))[0]:
+    """Whether this is the dense run, or published dense row, on the same questions of a benchmark."""
+    counts = [each.counts.get(benchmark, (0,))[0] for each in (dense, run)]
+    if dense.method != "dense" or dense.source != run.source or counts[0] != counts[1]:
         return False
     models = [each.models.get(benchmark) for each in (dense, run)]
     return models[0] == models[1] if all(models) else dense.family == run.family

@@ -6,8 +6,8 @@ import json
 import pytest
 
 from vscan.eval.__main__ import main
-from vscan.eval.report import beside, markdown
-from vscan.eval.runs import read_published, read_runs, retained
+from vscan.eval.report import beside, csv_text, markdown
+from vscan.eval.runs import comparable, cost, read_published, read_runs, retained
 
 
 def write(file, content):
@@ -15,7 +15,9 @@ def write(file, content):
     file.write_text(content if isinstance(content, str) else json.dumps(content))
 
 
-def add_run(out, benchmark, name, value, stages, parts=None, reduction=None, missing=0, questions=10, layers=32):
+def add_run(
+    out, benchmark, name, value, stages, parts=None, reduction=None, missing=0, questions=10, layers=32, seconds=1.5
+):
     """A run of two rows with an image and one without."""
     folder = out / benchmark / name
     model = out.parent / "model"
@@ -23,7 +25,7 @@ def add_run(out, benchmark, name, value, stages, parts=None, reduction=None, mis
     scores = {"benchmark": benchmark, "value": value, "parts": parts or {}, "num_questions": questions}
     write(folder / "scores.json", {**scores, "num_missing": missing, "num_unparsed": 0})
     write(folder / "answers.jsonl.run.json", {"model_path": str(model), "reduction": reduction})
-    stats = [{"row": row, "visual_tokens": 576, "stages": stages, "seconds": 1.5} for row in range(2)]
+    stats = [{"row": row, "visual_tokens": 576, "stages": stages, "seconds": seconds} for row in range(2)]
     stats.append({"row": 2, "visual_tokens": 0, "stages": [[0, 0]], "seconds": 0.5})
     write(folder / "answers.jsonl.stats.jsonl", "".join(json.dumps(row) + "\n" for row in stats))
     write(folder / "answers.jsonl", "{}\n")
@@ -47,8 +49,11 @@ def out(tmp_path):
 def test_runs_are_read_with_what_they_cost(out):
     runs, notes = read_runs([out])
     dense, vscan = sorted(runs, key=lambda run: run.name)
-    assert (dense.family, dense.method, dense.tokens, dense.seconds) == ("llava1_5", "dense", 576, 10.5)
-    assert (vscan.method, vscan.tokens, vscan.stages) == ("vscan", 64, [[0, 96], [16, 32]])
+    assert (dense.family, dense.method) == ("llava1_5", "dense")
+    spent = cost(dense, ["gqa", "mme", "vizwiz"])
+    assert (spent.tokens, spent.stages, spent.seconds) == (576, [[0, 576]], pytest.approx(3.5 / 3))
+    spent = cost(vscan, ["gqa"])
+    assert (vscan.method, spent.tokens, spent.stages) == ("vscan", 64, [[0, 96], [16, 32]])
     assert vscan.counts["mme"] == (10, 2, 0)
     assert notes == ["llava1_5/dense, vizwiz: only a server or a judge can score it"]
 
@@ -96,11 +101,11 @@ def test_the_table_stands_beside_the_papers(out, capsys):
         "retained %",
         "tokens",
         "from layer: tokens",
-        "seconds",
+        "seconds per question",
         "source",
     ]
-    assert lines[2] == ["dense", "62.0", "-", "1500", "1850", "100.0 (2)", "576", "0: 576", "10", "here"]
-    ours = ["vscan-11.1", "58.9", "80.0", "1400*", "1665*", "92.5 (2)", "64", "0: 96, 16: 32", "10", "here"]
+    assert lines[2] == ["dense", "62.0", "-", "1500", "1850", "100.0 (2)", "576 (3)", "0: 576", "1.167 (3)", "here"]
+    ours = ["vscan-11.1", "58.9", "80.0", "1400*", "1665*", "92.5 (2)", "64 (2)", "0: 96, 16: 32", "1.167 (2)", "here"]
     assert lines[3] == ours
     paper = next(line for line in lines if line[0] == "VScan 64" and "Table 2" in line[-1])
     # (58.3 / 61.9 + 85.0 / 85.9 + 1698 / 1862) / 3
@@ -110,6 +115,36 @@ def test_the_table_stands_beside_the_papers(out, capsys):
     assert "* questions without an answer, which count as wrong: vscan-11.1 mme 2." in printed
     assert "- llava1_5/dense, vizwiz: only a server or a judge can score it" in printed
     assert (out / "llava1_5" / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_runs_cost_is_compared_on_the_benchmarks_that_the_dense_run_answered_too(out):
+    """POPE, which was not run dense, has other pictures and longer answers; the vispruner run has nothing in common."""
+    pruned = {"method": "vscan", "visual_tokens": 96}
+    add_run(out / "llava1_5", "pope", "vscan-11.1", 80.0, [[0, 300], [16, 100]], reduction=pruned, seconds=60)
+    add_run(out / "llava1_5", "pope", "vispruner-11.1", 80.0, [[0, 64]], reduction={"method": "vispruner"}, seconds=3.5)
+    runs, _ = read_runs([out])
+    names = {run.name: comparable(run, runs) for run in runs}
+    assert names == {"dense": ["gqa", "mme", "vizwiz"], "vscan-11.1": ["gqa", "mme"], "vispruner-11.1": ["pope"]}
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in markdown(runs).splitlines() if "|" in line]
+    costs = {line[0]: line[-4:-1] for line in lines if line[-1] == "here"}
+    assert costs == {
+        "dense": ["576 (3)", "0: 576", "1.167 (3)"],
+        "vscan-11.1": ["64 (2)", "0: 96, 16: 32", "1.167 (2)"],
+        "vispruner-11.1": ["64 (1)", "0: 64", "2.500 (1)"],
+    }
+    rows = list(csv.DictReader(csv_text(runs).splitlines()))
+    pope = {row["run"]: (row["tokens"], row["seconds_per_question"]) for row in rows if row["benchmark"] == "pope"}
+    assert (pope["vscan-11.1"], pope["vispruner-11.1"]) == (("200.0", "40.166667"), ("64.0", "2.5"))
+
+
+def test_the_dense_run_may_lie_in_the_folder_of_another_family(out, capsys):
+    add_run(out / "v1_5", "gqa", "vispruner-64-0.75", 31.0, [[0, 64]], reduction={"method": "vispruner"})
+    main(["report", str(out / "v1_5"), str(out / "llava1_5")])
+    printed = capsys.readouterr().out
+    assert printed == (out / "v1_5" / "report.md").read_text()
+    assert printed.index("## v1_5") < printed.index("## llava1_5")  # in the order of the folders
+    line = next(line for line in printed.splitlines() if line.startswith("| vispruner-64-0.75"))
+    assert [cell.strip() for cell in line.split("|")[2:4]] == ["31.0", "50.0"]
 
 
 def test_the_csv_has_a_line_a_score(out, tmp_path):
@@ -127,7 +162,7 @@ def test_the_csv_has_a_line_a_score(out, tmp_path):
         "retained": "90.0",
         "tokens": "64.0",
         "stages": "0: 96, 16: 32",
-        "seconds": "10.5",
+        "seconds_per_question": "1.166667",
         "questions": "10",
         "missing": "2",
         "unparsed": "0",
@@ -140,7 +175,7 @@ def test_the_csv_has_a_line_a_score(out, tmp_path):
 def test_without_a_config_the_average_over_layers_is_not_guessed(out):
     (out / "model" / "config.json").unlink()
     runs, _ = read_runs([out])
-    assert {run.name: run.tokens for run in runs} == {"dense": 576, "vscan-11.1": None}
+    assert {run.name: cost(run, run.measured).tokens for run in runs} == {"dense": 576, "vscan-11.1": None}
     assert "| -      |" in markdown(runs) or " - |" in markdown(runs)
 
 

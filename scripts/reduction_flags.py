@@ -1,0 +1,121 @@
+"""The flags of a method at a budget on a checkpoint, as the scripts of benchmarks give them; imports no torch.
+
+    python scripts/reduction_flags.py llava1_5 vscan 11.1 --model ../models/llava-v1.5-13b
+
+VScan prunes before the layer that the checkpoint names (`reduction.prune_layer` in its config.json), else before the
+middle one. Budgets are averages over the decoder's layers, whatever that layer is; without a config.json the decoder
+is that of the family's published 7B.
+"""
+
+import argparse
+from pathlib import Path
+
+from vscan.config import prune_layer_of
+from vscan.eval.arguments import run_command
+from vscan.eval.gold import read_json
+from vscan.flops import layer_schedule
+from vscan.methods import METHODS
+
+NUM_LAYERS = {"llava1_5": 32, "llava1_6": 32, "qwen2_5_vl": 28}  # of the published 7B
+TOKENS = {"11.1": 64, "22.2": 128, "33.3": 192}  # of 576, averaged over the decoder's layers
+SHARES = {  # the average; VScan's published shares: what the encoder keeps, what of that the middle layer keeps
+    "11.1": (0.111, 0.167, 0.333),
+    "22.2": (0.222, 0.333, 0.333),
+    "33.3": (0.333, 0.5, 0.333),
+    "50": (0.5, 0.6, 0.67),  # of RefCOCO
+}
+
+
+def decoder_of(family: str, model: Path, layer: str) -> tuple[int, int]:
+    """A checkpoint's number of decoder layers, and the one before which VScan prunes.
+
+    Args:
+        family: whose published 7B it is where the folder has no config.json.
+        model: the checkpoint's folder.
+        layer: another one than the checkpoint's; "" is that.
+
+    Raises:
+        ValueError: for a layer that the decoder does not have or that is its first, and for a config that is none.
+    """
+    file = model / "config.json"
+    config = read_json(file) if file.is_file() else {"num_hidden_layers": NUM_LAYERS[family]}
+    if not isinstance(config, dict):
+        raise ValueError(f"{file}: expected a JSON object, got {type(config).__name__}")
+    num_layers = (config.get("text_config") or config).get("num_hidden_layers", 32)  # as `prune_layer_of` has it
+    chosen = layer or str(prune_layer_of(config))
+    if chosen not in map(str, range(1, num_layers)):
+        source = "LAYER" if layer else f"{file}: reduction.prune_layer"
+        raise ValueError(f"{source}: expected a decoder layer of 1 to {num_layers - 1}, got {chosen!r}")
+    return num_layers, int(chosen)
+
+
+def llava_flags(method: str, budget: str, num_layers: int, layer: int) -> list[str]:
+    """Counts of an image's tokens, of LLaVA-NeXT of each crop's."""
+    if budget == "dense":
+        return []
+    if method != "vscan":
+        return ["--method", method, "--visual_token_num", str(TOKENS[budget])]
+    early, late = layer_schedule(TOKENS[budget], num_layers, layer)
+    return ["--layer_list", f"[{layer}]", "--image_token_list", f"[{late}]", "--visual_token_num", str(early)]
+
+
+def qwen_flags(method: str, budget: str, num_layers: int, layer: int) -> list[str]:
+    """Shares of an image's tokens. VScan's first is scaled, so that another layer than the middle one has its average.
+
+    With the share e of all tokens before layer k of L, and s of these from it on, the average is e (k + (L - k) s) / L.
+    """
+    if budget == "dense":
+        return ["--layer-list", "[]", "--image-token-ratio-list", "[]", "--image-token-ratio", "1.0"]
+    average, early, late = SHARES[budget]
+    if method != "vscan":
+        lists = ["--layer-list", "[]", "--image-token-ratio-list", "[]"]
+        return ["--method", method, *lists, "--image-token-ratio", str(average)]
+    early = round(early * (1 + late) / 2 * num_layers / (layer + (num_layers - layer) * late), 3)
+    return ["--layer-list", f"[{layer}]", "--image-token-ratio-list", f"[{late}]", "--image-token-ratio", str(early)]
+
+
+def flags(family: str, method: str, budget: str, model: Path, layer: str = "") -> list[str]:
+    """The flags of a method at a budget.
+
+    Args:
+        family: of the scripts.
+        method: a name in `vscan.METHODS`.
+        budget: percent of the visual tokens that stay, or dense.
+        model: the checkpoint's folder; it need not be there.
+        layer: the decoder layer before which VScan prunes; "" is the checkpoint's.
+
+    Raises:
+        ValueError: for a choice that is none, and for a layer where none is pruned.
+    """
+    budgets = {**(SHARES if family == "qwen2_5_vl" else TOKENS), "dense": None}
+    if method not in METHODS:
+        raise ValueError(f"METHOD: expected one of {', '.join(METHODS)}, got {method!r}")
+    if budget not in budgets:
+        raise ValueError(f"BUDGET: expected {', '.join(TOKENS)} or dense, got {budget!r}")
+    if layer and (method != "vscan" or budget == "dense"):
+        pruned = "dense" if budget == "dense" else method
+        raise ValueError(
+            f"LAYER: expected one with METHOD=vscan alone, which prunes there, got {layer!r} with {pruned}"
+        )
+    num_layers, layer = decoder_of(family, model, layer) if method == "vscan" and budget != "dense" else (0, 0)
+    return (qwen_flags if family == "qwen2_5_vl" else llava_flags)(method, budget, num_layers, layer)
+
+
+def main(argv: list[str]) -> None:
+    """Run the command.
+
+    Raises:
+        ValueError: for a choice that is none.
+    """
+    parser = argparse.ArgumentParser(prog="python scripts/reduction_flags.py", allow_abbrev=False)
+    parser.add_argument("family", choices=list(NUM_LAYERS))
+    parser.add_argument("method", metavar="METHOD")
+    parser.add_argument("budget", metavar="BUDGET")
+    parser.add_argument("--model", type=Path, required=True, help="checkpoint folder")
+    parser.add_argument("--layer", default="", help="before which VScan prunes; default: the checkpoint's")
+    args = parser.parse_args(argv)
+    print(*flags(args.family, args.method, args.budget, args.model, args.layer))
+
+
+if __name__ == "__main__":
+    run_command(main)

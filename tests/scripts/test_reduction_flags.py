@@ -1,0 +1,104 @@
+"""The flags of a budget belong to the checkpoint: its number of layers, and the layer before which it prunes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from script_helpers import ROOT, dry
+
+from scripts.reduction_flags import SHARES, TOKENS, flags
+from vscan.config import ReductionConfig, parse_list
+from vscan.flops import average_tokens, tokens_per_layer
+
+
+@pytest.fixture
+def model(tmp_path):
+    """Make a checkpoint's folder with this config."""
+
+    def make(**config):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        return tmp_path
+
+    return make
+
+
+def values(words):
+    """Of the flags, their values by name, in one spelling."""
+    return dict(zip([word.replace("-", "_") for word in words[::2]], words[1::2], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("family", "budget", "expected"),
+    [
+        ("llava1_5", "11.1", "--layer_list [16] --image_token_list [32] --visual_token_num 96"),
+        ("llava1_6", "22.2", "--layer_list [16] --image_token_list [64] --visual_token_num 192"),
+        ("llava1_5", "33.3", "--layer_list [16] --image_token_list [96] --visual_token_num 288"),
+        ("qwen2_5_vl", "11.1", "--layer-list [14] --image-token-ratio-list [0.333] --image-token-ratio 0.167"),
+        ("qwen2_5_vl", "22.2", "--layer-list [14] --image-token-ratio-list [0.333] --image-token-ratio 0.333"),
+        ("qwen2_5_vl", "33.3", "--layer-list [14] --image-token-ratio-list [0.333] --image-token-ratio 0.5"),
+        ("qwen2_5_vl", "50", "--layer-list [14] --image-token-ratio-list [0.67] --image-token-ratio 0.6"),
+    ],
+)
+def test_the_published_numbers_come_out_with_and_without_a_config(model, tmp_path, family, budget, expected):
+    assert " ".join(flags(family, "vscan", budget, tmp_path / "none")) == expected
+    checkpoint = model(num_hidden_layers=28 if family == "qwen2_5_vl" else 32)
+    assert " ".join(flags(family, "vscan", budget, checkpoint)) == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "layer", "expected"),
+    [
+        ({"num_hidden_layers": 40}, "", 20),
+        ({"num_hidden_layers": 40}, "16", 16),
+        ({"text_config": {"num_hidden_layers": 64}}, "", 32),
+        ({"num_hidden_layers": 27}, "", 13),
+        ({"num_hidden_layers": 8, "reduction": {"prune_layer": 5}}, "", 5),
+        ({"num_hidden_layers": 8, "reduction": {"prune_layer": 5}}, "2", 2),
+        ({}, "", 16),  # transformers leaves out what is the default
+    ],
+)
+def test_the_average_is_met_at_the_layer_of_any_checkpoint(model, config, layer, expected):
+    checkpoint = model(**config)
+    num_layers = config.get("text_config", config).get("num_hidden_layers", 32)
+    for budget, average in TOKENS.items():
+        given = values(flags("llava1_5", "vscan", budget, checkpoint, layer))
+        assert parse_list(given["__layer_list"], "") == [expected]
+        stages = tuple(zip([expected], parse_list(given["__image_token_list"], ""), strict=True))
+        schedule = tokens_per_layer(num_layers, int(given["__visual_token_num"]), stages)
+        assert average_tokens(schedule) == pytest.approx(average, abs=expected / (2 * num_layers))
+    for budget, (average, *_) in SHARES.items():
+        given = values(flags("qwen2_5_vl", "vscan", budget, checkpoint, layer))
+        assert parse_list(given["__layer_list"], "") == [expected]
+        early, (late,) = float(given["__image_token_ratio"]), parse_list(given["__image_token_ratio_list"], "")
+        share = early * (expected + (num_layers - expected) * late) / num_layers
+        assert share == pytest.approx(average, abs=0.0016)  # the published shares have three digits
+        assert ReductionConfig(visual_tokens=early, layers=((expected, late),))
+
+
+def test_a_layer_of_ones_own_is_in_the_path(project, tmp_path):
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "config.json").write_text(json.dumps({"num_hidden_layers": 8}))
+    answer, _ = dry(project, "llava1_5", "pope", MODELS=tmp_path, MODEL="small", LAYER=5)
+    assert answer[-6:] == ["--layer_list", "[5]", "--image_token_list", "[29]", "--visual_token_num", "85"]
+    assert "playground/out/eval/llava1_5/pope/small-vscan-11.1-layer5/answers.jsonl" in answer
+    answer, _ = dry(project, "llava1_5", "pope", MODELS=tmp_path, MODEL="small")
+    assert answer[-6:-4] == ["--layer_list", "[4]"]
+    assert "playground/out/eval/llava1_5/pope/small-vscan-11.1/answers.jsonl" in answer
+
+
+def test_a_config_that_is_wrong_is_named(model):
+    checkpoint = model(num_hidden_layers=8, reduction={"prune_layer": 9})
+    with pytest.raises(
+        ValueError, match=r"config.json: reduction.prune_layer: expected a decoder layer of 1 to 7, got"
+    ):
+        flags("llava1_5", "vscan", "11.1", checkpoint)
+    assert flags("llava1_5", "random", "11.1", checkpoint) == ["--method", "random", "--visual_token_num", "64"]
+    (checkpoint / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"config.json: expected a JSON object, got list"):
+        flags("llava1_5", "vscan", "11.1", checkpoint)
+
+
+def test_the_flags_are_found_without_torch():
+    code = "import sys, scripts.reduction_flags; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
