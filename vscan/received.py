@@ -11,10 +11,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-# Logits in a chunk: 1 MiB of fp32, about a core's own cache; on other devices few and large kernels count.
-CHUNK = 2**18
-# Queries in a chunk, at least: of 16,384 tokens CHUNK allows 16, which make thin and slow products.
-QUERIES = 64
+# Queries at a time on a CPU: their logits stay in its caches, and the products are not so thin as to be slow.
+QUERIES = 128
+# Logits at a time on other devices, where few and large kernels count.
 CHUNK_ELSEWHERE = 2**25
 
 
@@ -55,10 +54,14 @@ def attention_received(query: Tensor, key: Tensor, lengths: list[int], scale: fl
 def received_in_chunks(query: Tensor, key: Tensor, lengths: list[int], scale: float) -> Tensor:
     """`attention_received` on any device, with nothing but torch; the arguments and the result are the same."""
     received = torch.zeros(query.shape[1], dtype=torch.float32, device=query.device)
-    chunk = CHUNK if query.device.type == "cpu" else CHUNK_ELSEWHERE
+    longest = max(lengths, default=0)
+    rows = QUERIES if query.device.type == "cpu" else max(1, CHUNK_ELSEWHERE // max(1, longest))
+    # One chunk of logits for all: memory that is new to a process costs more than the sums in it.
+    logits = torch.empty(min(rows, longest) * longest, dtype=torch.float32, device=query.device)
     for queries, keys in zip(query, key, strict=True):  # N d
         queries, keys = queries.float() * scale, keys.float()
         for q, k, total in zip(queries.split(lengths), keys.split(lengths), received.split(lengths), strict=True):
-            for part in q.split(max(QUERIES, chunk // len(k))):
-                total += (part @ k.T).softmax(dim=-1).sum(dim=0) / len(k)
+            for part in q.split(rows):
+                weights = torch.mm(part, k.T, out=logits[: len(part) * len(k)].view(len(part), len(k)))
+                total += torch.softmax(weights, dim=-1, out=weights).sum(dim=0) / len(k)
     return received
