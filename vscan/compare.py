@@ -10,6 +10,8 @@ The data folder holds images/ and questions.jsonl, a question a line:
 tokens" is the average over the decoder's layers, per view: VScan has its two stages, other methods keep 64 after the
 vision encoder. Accuracies are in percent; `vscan.eval.table` says how the difference to dense gets its interval.
 
+A picture is encoded once for all cells, and the seconds that this took are counted in each.
+
 The output folder gets table.md, table.csv, accuracy.png and a cell's answers file each. The same command goes on where
 it was stopped; with more methods or budgets it adds them. In Python: `compare` answers, `report` makes the table.
 """
@@ -17,6 +19,7 @@ it was stopped; with more methods or budgets it adds them. In Python: `compare` 
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -88,16 +91,21 @@ def compare(
         from llava.eval.answering import Answering, Preparation
 
         from .api import apply_config
-        from .eval.runner import run
+        from .eval.runner import Answer, run
+        from .models.clip import TowerMemory
 
         is_first = not loaded
         if is_first:
             loaded.extend(load()[:3])
             loaded[1].generation_config.max_length = None  # the checkpoint's own would be warned about at every call
+            row_layers = []
             for other in cells:
                 if other.reduction is not None:
-                    apply_config(loaded[1], other.reduction).remove()
-        tokenizer, model, image_processor = loaded
+                    tried = apply_config(loaded[1], other.reduction)
+                    row_layers += tried.method.cls_layers
+                    tried.remove()
+            loaded.append(TowerMemory(tuple(row_layers)))
+        tokenizer, model, image_processor, memory = loaded
         reduction = None if cell.reduction is None else apply_config(model, cell.reduction)
         try:
             print(f"{cell.name}: {len(todo)} of {len(questions)} questions to answer", file=sys.stderr)
@@ -115,13 +123,21 @@ def compare(
             )
             if is_first:  # what the first call of a process sets up is no part of a cell's seconds
                 answering([prepare(questions[todo[0]])])
+
+            def remembering(prompts: list) -> list[Answer]:
+                memory.seconds = 0.0
+                with memory:
+                    replies = answering(prompts)
+                shared = {"shared_seconds": round(memory.seconds / len(prompts), 6)}
+                return [replace(reply, stats={**reply.stats, **shared}) for reply in replies]
+
             run(
                 questions,
                 todo,
                 answers,
                 model_id,
                 prepare,
-                answering,
+                remembering,
                 batch_size=batch_size,
                 num_workers=num_workers,
                 together="image",

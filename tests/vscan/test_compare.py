@@ -139,8 +139,10 @@ def test_batches_change_no_answer_and_encode_an_image_once(checkpoint, data, who
         name: texts(whole)[name] for name in NAMES[:2]
     }
     assert seen[0] == 1  # the call that warms up
-    # Four pictures of two or three questions: a batch of three holds all about one.
-    assert sum(seen[1:]) == (4 if batch_size > 1 else 11) * len(cells)
+    assert sum(seen[1:]) == 4  # pictures, for all questions and cells
+    stats = [json.loads(line) for line in (tmp_path / "vscan-64.jsonl.stats.jsonl").read_text().splitlines()]
+    assert all(row["shared_seconds"] > 0 for row in stats)
+    assert rows[1].seconds == pytest.approx(sum(row["seconds"] + row["shared_seconds"] for row in stats))
 
 
 def test_cells_of_any_kind_on_a_model_at_hand(checkpoint, data, tmp_path):

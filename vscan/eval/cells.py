@@ -54,7 +54,7 @@ class Row:
         correct: bool [number of questions].
         num_unparsable: answers that hold no box where one was asked for.
         stages: (layer, visual tokens from that layer on), the mean over the questions that have an image.
-        seconds: spent in answering, summed over the questions.
+        seconds: spent in answering, summed over the questions; encoding that another cell had done already is in it.
     """
 
     cell: Cell
@@ -123,5 +123,5 @@ def _scored(cell: Cell, questions: list[dict], file: AnswersFile) -> Row:
         correct=np.array([each.correct for each in scores]),
         num_unparsable=sum(not each.parsed for each in scores),
         stages=stages,
-        seconds=sum(stats.get("seconds", 0.0) for _, stats in lines),
+        seconds=sum(stats.get("seconds", 0.0) + stats.get("shared_seconds", 0.0) for _, stats in lines),
     )

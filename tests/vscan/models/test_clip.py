@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from vscan.models.clip import encode_views, grid_of, run_tower
+from vscan.models.clip import TowerMemory, encode_views, grid_of, run_tower
 
 NUM_LAYERS = 5
 quick = settings(deadline=None, derandomize=True, max_examples=60)
@@ -130,6 +130,46 @@ def test_the_grid_of_a_tower(tower):
     assert grid_of(tower.module) == (4, 4)
     published = CLIPVisionConfig(image_size=336, patch_size=14)
     assert grid_of(SimpleNamespace(config=published)) == (24, 24)
+
+
+# ------------------------------------------------------------------------------------------------------ TowerMemory
+
+
+def times_run(tower, memory, wanted):
+    """How often the tower ran for these (pixels, feature layer, row layers), all results as without a memory."""
+    ran = []
+    hook = tower.module.pre_layrnorm.register_forward_hook(lambda module, args, output: ran.append(len(output)))
+    with memory:
+        found = [run_tower(tower.module, *call) for call in wanted]
+    hook.remove()
+    for (features, rows), call in zip(found, wanted, strict=True):
+        expected, expected_rows = run_tower(tower.module, *call)
+        assert torch.equal(features, expected)
+        assert rows.keys() == expected_rows.keys()
+        assert all(torch.equal(rows[layer], expected_rows[layer]) for layer in rows)
+    return len(ran)
+
+
+def test_views_that_come_again_are_not_encoded_again(tower):
+    memory = TowerMemory(row_layers=(1, -1))
+    pixels = tower.pixels
+    assert times_run(tower, memory, [(pixels, -2), (pixels.clone(), -2, (1,)), (pixels, -2, (-1, 1))]) == 1
+    assert memory.seconds > 0
+
+
+def test_what_differs_is_encoded(tower):
+    memory = TowerMemory()
+    pixels = tower.pixels
+    calls = [(pixels, -2), (pixels + 1e-3, -2), (pixels[:1], -2), (pixels, -3), (pixels, -2, (0,)), (pixels, -2, (0,))]
+    assert times_run(tower, memory, calls) == 5
+
+
+def test_a_full_memory_keeps_what_it_has(tower):
+    memory = TowerMemory(most_bytes=5000)  # of one view: 17 states of 32 floats
+    first, second = tower.pixels[:1], tower.pixels[1:2]
+    assert times_run(tower, memory, [(first, -2), (first, -2)]) == 1
+    memory = TowerMemory(most_bytes=3000)
+    assert times_run(tower, memory, [(first, -2), (second, -2), (first, -2), (second, -2)]) == 3
 
 
 # ----------------------------------------------------------------------------------------------------- encode_views
