@@ -43,7 +43,9 @@ def test_the_floor_sees_what_the_reduced_model_sees(grids, batch_size, schedules
         assert floor.counted < reduced.counted < rows[0].counted
         # Keys of what arrives at the pruning layer, one query, and its row: twice a multiply-add each.
         added = 2 * reduced.lengths[0] * 32 * 16 + 2 * 32 * 32 + 2 * reduced.lengths[0] * 4 * 8
-        assert reduced.counted - floor.counted == batch_size * added
+        # Older transformers make rotary angles by a matrix product, which the floor needs for one row alone.
+        angles = 2 * 3 * 4 * (batch_size - 1) * (reduced.lengths[0] + reduced.lengths[-1])
+        assert reduced.counted - floor.counted - batch_size * added in (0, angles)
         assert {len(row.seconds["prefill"]) for row in rows} == {1}
 
 
