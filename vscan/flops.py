@@ -145,9 +145,9 @@ def layer_schedule(average: int, num_layers: int, layer: int) -> tuple[int, int]
     if not 1 <= layer < num_layers:
         raise ValueError(f"layer: expected one of 1 to {num_layers - 1}, got {layer}")
     total = num_layers * average
-    lower = max(1, total // (num_layers + 2 * layer))
+    weight = num_layers + 2 * layer
     options = []
-    for late in (lower, min(lower + 1, average)):
+    for late in (max(1, total // weight), -(-total // weight)):  # down, but one token is the least, and up
         early = round((total - (num_layers - layer) * late) / layer)
         miss = abs(layer * early + (num_layers - layer) * late - total)
         options.append((miss, abs(early - 3 * late), early, late))

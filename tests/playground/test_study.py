@@ -75,7 +75,7 @@ def test_layer_budgets_meet_the_average_within_half_a_token(depths, average):
     met = average_tokens(tokens_per_layer(num_layers, early, ((layer, late),)))
     assert early >= late >= 1
     assert abs(met - average) < 0.5
-    assert abs(late - max(1, num_layers * average / (num_layers + 2 * layer))) <= 1  # one token is the least
+    assert abs(late - num_layers * average / (num_layers + 2 * layer)) <= 1
 
 
 def test_in_the_middle_the_budgets_are_the_papers():
