@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from accelerate import dispatch_model
 from qwen_helpers import IMAGE_TOKEN, image, inputs_of, tiny_qwen, video
 from transformers import StaticCache
 
@@ -355,3 +356,17 @@ def test_a_replaced_forward_of_the_tower_or_of_a_block_is_noticed(monkeypatch):
             with pytest.raises(RuntimeError, match=r"attention of block 1 .* was not entered"):
                 model(**inputs)
         model(**inputs)
+
+
+@pytest.mark.parametrize("parts", [("",), ("model.visual", "model.language_model", "lm_head")], ids=["whole", "parts"])
+def test_a_model_that_accelerate_has_spread_keeps_and_says_the_same(parts):
+    inputs = inputs_of(ROWS["unequal"])
+    found = []
+    for model in (
+        tiny_qwen(),
+        dispatch_model(copy.deepcopy(tiny_qwen()), dict.fromkeys(parts, "cpu"), force_hooks=True),
+    ):
+        with vscan.reduce(model, visual_tokens=0.4, layers={2: 0.5}) as reduction:
+            answer = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+        found.append((answer.tolist(), *(reduction.kept(stage).tolist() for stage in (0, 1))))
+    assert found[0] == found[1]
