@@ -1,6 +1,8 @@
-"""Fixtures shared by all tests: one thread, no network, a tiny checkpoint, where the recorded data lies."""
+"""Fixtures shared by all tests: one thread, no network, no deprecation, a tiny checkpoint, where recorded data lies."""
 
+import logging
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,27 @@ def one_thread():
     import torch
 
     torch.set_num_threads(1)
+
+
+class Deprecations(logging.Handler):
+    """Fails the test in which transformers logs a deprecation, by the words of `filterwarnings` in pyproject.toml.
+
+    It fails in the middle of the call, so that the traceback names it, and `warning_once` takes it for unsaid.
+    """
+
+    def emit(self, record):
+        message = record.getMessage()
+        if re.search(r"is deprecated and will be removed in version|^Both `.*are set for", message):
+            pytest.fail(f"transformers logged: {message}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_deprecations():
+    """The logger of this name is the one that transformers will find, so that it need not be imported here."""
+    handler = Deprecations(logging.WARNING)
+    logging.getLogger("transformers").addHandler(handler)
+    yield
+    logging.getLogger("transformers").removeHandler(handler)
 
 
 @pytest.fixture(scope="session")
