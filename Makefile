@@ -52,8 +52,9 @@ test: setup
 test-oldest: $(OLDEST)/.ready
 	$(OLDEST)/bin/python $(PYTEST)
 
-# What was released today, past our own cap on transformers: pip says so and goes on. Torch stays as it was installed. Any
-# FutureWarning is an error: which module a deprecation points to depends on how deep in transformers the call was.
+# What was released today, past our own cap on transformers: pip says so and goes on. It is eager for the sake of what
+# others bring, tokenizers above all; torch stays as it was installed. Any FutureWarning is an error: which module a
+# deprecation points to depends on how deep in transformers the call was.
 test-newest: $(NEWEST)/.ready
 	$(NEWEST)/bin/python -c '$(TORCH)' > $(NEWEST)/torch.txt
 	$(NEWEST)/bin/python $(INSTALL) --upgrade --upgrade-strategy eager --constraint $(NEWEST)/torch.txt \
