@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import CLIPImageProcessorPil
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from vscan.compat import CLIPImageProcessorPil
 from vscan.eval.checkpoint import model_name as get_model_name_from_path
 from vscan.eval.images import read_image as load_image
 from vscan.eval.images import resize

@@ -11,7 +11,8 @@ from itertools import groupby
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from transformers.tokenization_utils_sentencepiece import SPIECE_UNDERLINE, SentencePieceBackend
+
+from vscan.compat import SPIECE_UNDERLINE, SentencePieceBackend
 
 # A serialised protobuf message that follows another is merged into it. These bytes are a sentencepiece model that says
 # nothing but `normalizer_spec { add_dummy_prefix: false }` (fields 3 and 3): appending them needs no protobuf package.

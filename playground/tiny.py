@@ -7,9 +7,10 @@ from pathlib import Path
 import sentencepiece
 import torch
 from PIL import Image, ImageDraw
-from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
+from vscan.compat import CLIPImageProcessorPil
 
 # Enough text for a vocabulary of some hundred pieces; what it says does not matter.
 TEXT = """A chat between a curious user and an artificial intelligence assistant.

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 
 from .config import Budget, ReductionConfig, count
@@ -44,7 +43,6 @@ class Reduction:
         num_decoder_layers: int,
         compact_positions: bool,
         text_config,
-        dtype: torch.dtype,
         rank_with_rotary: bool = True,
     ) -> None:
         """Called by the model's adapter: check the reduction against the model and settle what depends on it.
@@ -53,7 +51,7 @@ class Reduction:
             num_tokens: visual tokens of a view; None where views vary in size.
             num_vision_layers, num_decoder_layers: depth of the vision encoder and of the decoder.
             compact_positions: what positions="auto" means on this model.
-            text_config, dtype: the decoder's config and dtype, for FLOPs and cache sizes.
+            text_config: the decoder's config, for FLOPs.
             rank_with_rotary: whether the decoder's ranking applies the rotary embedding.
 
         Raises:
@@ -73,7 +71,6 @@ class Reduction:
             self.method.check(num_vision_layers)
         self.compact_positions = {"auto": compact_positions, "compact": True, "original": False}[self.config.positions]
         self.text_config = text_config
-        self.dtype = dtype
         self.rank_with_rotary = rank_with_rotary
 
     def kept(self, stage: int = -1) -> Tensor:
@@ -89,7 +86,11 @@ class Reduction:
         return segment.columns if segment.valid is None else segment.columns.masked_fill(~segment.valid, -1)
 
     def stats(self) -> Stats:
-        """What the last prompt became: tokens per stage and where, cache lengths, FLOPs, average retention."""
+        """What the last prompt became: tokens per stage and where, what the cache held, FLOPs, average retention.
+
+        Raises:
+            RuntimeError: if none has run, or if the last prompt had no pictures.
+        """
         return collect(self, self._last())
 
     def remove(self) -> None:
@@ -98,7 +99,7 @@ class Reduction:
 
     def _last(self) -> PromptState:
         if self.last is None:
-            raise RuntimeError("expected a prompt with images to have run under this reduction, none has")
+            raise RuntimeError("expected a prompt with images to have run last under this reduction, none has")
         return self.last
 
 
@@ -124,6 +125,7 @@ def apply(
 
     Raises:
         ValueError: for a budget, a layer or a model that does not fit, naming what was expected and what came.
+        LibraryChanged: if transformers does not do what this version of vscan was tested with (`vscan.compat`).
     """
     return apply_config(model, ReductionConfig(method, visual_tokens, layers or (), positions, fields))
 

@@ -7,13 +7,15 @@ live behind the call.
 import torch
 from torch import Tensor, nn
 
+from .compat import execution_device, projections
+
 
 def device_of(module: nn.Module) -> torch.device:
     """Where a module computes: what accelerate says, where it has spread the model, else where its weights are."""
     for part in module.modules():
-        device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
+        device = execution_device(part)
         if device is not None:
-            return torch.device(device)
+            return device
     return next(module.parameters()).device
 
 
@@ -60,11 +62,11 @@ def cls_row(layer: nn.Module, hidden: Tensor) -> Tensor:
     Returns:
         [V, N] fp32.
     """
-    attention = layer.self_attn
-    hidden = layer.layer_norm1(hidden)
-    query = split_heads(attention.q_proj(hidden[:, :1]), attention.head_dim)
-    key = split_heads(attention.k_proj(hidden), attention.head_dim)
-    return attention_row(query, key, attention.scale)[:, :, 1:].mean(dim=1)
+    norm, to_query, to_key, head_dim, scale = projections(layer)
+    hidden = norm(hidden)
+    query = split_heads(to_query(hidden[:, :1]), head_dim)
+    key = split_heads(to_key(hidden), head_dim)
+    return attention_row(query, key, scale)[:, :, 1:].mean(dim=1)
 
 
 def prompt_rows(
@@ -82,13 +84,13 @@ def prompt_rows(
     Returns:
         [B, H, L] fp32.
     """
-    attention = layer.self_attn
-    hidden = layer.input_layernorm(hidden)
+    norm, to_query, to_key, head_dim, scale = projections(layer)
+    hidden = norm(hidden)
     rows = torch.arange(hidden.shape[0], device=hidden.device)
-    queries = split_heads(attention.q_proj(hidden[rows, query].unsqueeze(1)), attention.head_dim)  # B H 1 d
-    keys = split_heads(attention.k_proj(hidden), attention.head_dim)  # B Hk L d
+    queries = split_heads(to_query(hidden[rows, query].unsqueeze(1)), head_dim)  # B H 1 d
+    keys = split_heads(to_key(hidden), head_dim)  # B Hk L d
     if rotary is not None:
         cos, sin = (part.to(hidden.device).expand(hidden.shape[0], -1, -1) for part in rotary)
         queries = rotate(queries, cos[rows, query].unsqueeze(1), sin[rows, query].unsqueeze(1))
         keys = rotate(keys, cos, sin)
-    return attention_row(queries, keys, attention.scaling, allowed)
+    return attention_row(queries, keys, scale, allowed)

@@ -8,15 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, DynamicCache, LlamaConfig, LlavaConfig
-from transformers.masking_utils import create_causal_mask
 
 from .api import apply_config
 from .attention import cls_row
+from .compat import CACHE, causal_mask, clip_blocks, init_empty_weights, rotary_of
 from .config import Budget, ReductionConfig
-from .decoder import rotary_of
 from .flops import tokens_per_layer, vscan_schedule
 from .methods import method_class
 from .methods.base import Views
@@ -149,7 +147,7 @@ class Bench:
 
     def selection(self, reduction) -> Callable[[], Tensor]:
         """What `encode_views` does beside tower and projector: [CLS] rows, selection, merging and the flags."""
-        method, blocks = reduction.method, self.clip.encoder.layers
+        method, blocks = reduction.method, clip_blocks(self.clip)
         states = self.clip(self.pixels, output_hidden_states=True).hidden_states
         features, inputs = states[self.feature_layer][:, 1:], {layer: states[:-1][layer] for layer in method.cls_layers}
         projected = self.project(features)
@@ -202,7 +200,7 @@ class Bench:
     def run(self, row: Row, hidden: Tensor, cache: DynamicCache, **extra) -> None:
         """One pass of the decoder. The floor's: each run of layers on as many columns as it sees when reduced."""
         if row.kind != "floor":
-            self.decoder(inputs_embeds=hidden, past_key_values=cache, use_cache=True, **extra)
+            self.decoder(inputs_embeds=hidden, use_cache=True, **{CACHE: cache}, **extra)
             return
         for index, layer in enumerate(self.decoder.layers):
             if index == 0 or row.visual[index] < row.visual[index - 1]:
@@ -210,7 +208,7 @@ class Bench:
                 if past == 0:
                     hidden = hidden[:, : self.num_views * row.visual[index] + self.num_text]
                 positions = torch.arange(past, past + hidden.shape[1], device=self.device).unsqueeze(0)
-                mask = create_causal_mask(self.config, hidden, None, cache, None, layer_idx=index)
+                mask = causal_mask(self.config, hidden, None, cache, index, may_skip=True)
                 options = {"attention_mask": mask, "position_embeddings": rotary_of(self.decoder, hidden, positions)}
-            hidden = layer(hidden, past_key_values=cache, use_cache=True, **options)
+            hidden = layer(hidden, use_cache=True, **{CACHE: cache}, **options)
         self.decoder.norm(hidden)

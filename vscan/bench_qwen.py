@@ -10,9 +10,9 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLConfig
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .bench import AFTER, BEFORE, Bench, Row, random_model
+from .compat import BaseModelOutputWithPooling
 from .config import ReductionConfig, count
 from .flops import tokens_per_layer, vscan_shares
 from .methods import method_class

@@ -8,27 +8,51 @@ packed sequences.
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache
-from transformers.masking_utils import create_causal_mask
+from transformers import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from .attention import device_of, prompt_rows
+from .compat import (
+    ARGUMENTS,
+    CACHE,
+    LibraryChanged,
+    cache_dtype,
+    cached_bytes,
+    capture_outputs,
+    causal_mask,
+    held,
+    merge_with_config_defaults,
+    rotary_of,
+    take_cache,
+)
 from .config import Budget, count
 from .masks import all_true, padding_mask
-from .prompt import PromptState, Segment, VisualPrompt
+from .prompt import Cached, PromptState, Segment, VisualPrompt
 from .scan import top
 
-# Columns of the prompt of the `generate` call under way. Without a cache every step brings the answer so far as well,
-# and the query must stay the last token of the prompt.
-prompt_columns: ContextVar[int | None] = ContextVar("prompt_columns", default=None)
 
-_ARGUMENTS = ("input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", "use_cache")
+@dataclass
+class Generation:
+    """What is known of the `generate` call under way.
+
+    Args:
+        num_columns: of its prompt, or None. Without a cache every step brings the answer so far as well, and the query
+            must stay the last token of the prompt.
+        encoded: pictures were encoded under a reduction, and the decoder has not been given them yet.
+        reduced: a prompt was reduced, so that there is a cache which holds its state.
+    """
+
+    num_columns: int | None
+    encoded: bool = False
+    reduced: bool = False
+
+
+generation: ContextVar[Generation | None] = ContextVar("generation", default=None)
 
 # Before layer k: the hidden states [B, S, D], which columns are valid (bool, or None for all), and their positions.
 Boundary = Callable[[int, Tensor], tuple[Tensor, Tensor | None, Tensor]]
@@ -47,11 +71,15 @@ class Decoder:
     reduction = None
 
     def forward(self, *args, visual_prompt: VisualPrompt | None = None, **kwargs):
-        kwargs = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
+        kwargs = {**dict(zip(ARGUMENTS, args, strict=False)), **kwargs}
+        if self.reduction is None:
+            return super().forward(**kwargs)
         new = kwargs.get("input_ids") if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"]
-        follows = visual_prompt is None and state_of(kwargs.get("past_key_values"), new.shape[1]) is not None
-        if self.reduction is not None and (visual_prompt is not None or follows):
+        cache = kwargs[CACHE] = take_cache(kwargs)
+        if visual_prompt is not None or state_of(cache, new.shape[1]) is not None:
             return self.forward_x(visual_prompt=visual_prompt, **kwargs)
+        if check_dense(cache, new.shape[1]):
+            self.reduction.last = None
         return super().forward(**kwargs)
 
     @merge_with_config_defaults
@@ -61,7 +89,7 @@ class Decoder:
         input_ids=None,
         attention_mask=None,
         position_ids=None,
-        past_key_values=None,
+        cache=None,
         inputs_embeds=None,
         use_cache=None,
         visual_prompt: VisualPrompt | None = None,
@@ -73,49 +101,53 @@ class Decoder:
             inputs_embeds: [B, L, D]; placeholders whose token the vision stage dropped hold NaN.
             attention_mask: [B, L], or what generate makes of it for a static cache, or None.
             position_ids: long [B or 1, L], positions in the full prompt, or None; for M-RoPE [3 or 4, B or 1, L].
-            past_key_values: a cache, empty before the prompt, or None.
+            cache: a KV cache, empty before the prompt, or None; under any name that transformers gives it.
             visual_prompt: where the visual tokens are; None while decoding.
 
         Returns:
             last_hidden_state [B, S, D] of the last segment, S <= L; `Reduction.kept` says which columns these are.
+
+        Raises:
+            LibraryChanged: if the cache does not hold afterwards what the layers were given.
         """
+        other_name = take_cache(kwargs)
+        cache = other_name if cache is None else cache
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
         if position_ids is not None and position_ids.ndim == 3:
             position_ids = position_ids[-3:]  # M-RoPE; text positions, which serve to make masks, may come first
-        given = (hidden, attention_mask, position_ids, past_key_values)
+        given = (hidden, attention_mask, position_ids, cache)
+        num_layers, num_new = self.config.num_hidden_layers, hidden.shape[1]
         if visual_prompt is not None:
             state, starts, boundary = _prefill(self, visual_prompt, *given)
         else:
-            state = past_key_values.visual_prompt_state
+            state = cache.visual_prompt_state
             starts, boundary = _decode(state, *given)
+            before, _ = held(cache, 0)
 
-        for index, layer in enumerate(self.layers[: self.config.num_hidden_layers]):
+        for index, layer in enumerate(self.layers[:num_layers]):
             if index in starts:
                 hidden, valid, positions = boundary(index, hidden)
-                mask = create_causal_mask(
-                    config=self.config,
-                    inputs_embeds=hidden,
-                    attention_mask=valid,
-                    past_key_values=past_key_values,
-                    position_ids=None,
-                    layer_idx=index,
-                    allow_is_causal_skip=valid is None,  # a mask is here because it masks something
-                )
+                # A mask of columns is here because it masks something.
+                mask = causal_mask(self.config, hidden, valid, cache, index, may_skip=valid is None)
                 rotary = rotary_of(self, hidden, positions)
             hidden = layer(
                 hidden,
                 attention_mask=mask,
                 position_embeddings=rotary,
                 position_ids=None,
-                past_key_values=past_key_values,
                 use_cache=use_cache,
+                **{CACHE: cache},
                 **kwargs,
             )
         if visual_prompt is not None:
+            state.cached = None if cache is None else check_prefill(cache, state, num_layers)
+            visual_prompt.cache = cache
             self.reduction.last = state
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden), past_key_values=past_key_values)
+        else:
+            check_step(cache, before, num_new)
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden), **{CACHE: cache})
 
     def layer_prune(self, layer_idx: int, hidden: Tensor, segment: Segment, budget: Budget, num_columns: int):
         """Keep the visual tokens that the last prompt token attends to most, in the layer about to run.
@@ -155,13 +187,6 @@ class Decoder:
         return segment.shorten(hidden, kept, keep, layer_idx, self.reduction.compact_positions)
 
 
-def rotary_of(model, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """The rotary embeddings (cos, sin) of positions [B or 1, S], or [3, B or 1, S] for M-RoPE."""
-    if positions.ndim == 2 and hasattr(model.rotary_emb, "mrope_section"):
-        positions = positions.expand(3, -1, -1)  # text counts alike on all three axes
-    return model.rotary_emb(hidden, position_ids=positions)
-
-
 def state_of(cache: Cache | None, num_new: int) -> PromptState | None:
     """The reduced prompt that a cache holds, or None; a cache that was emptied forgets it here.
 
@@ -178,6 +203,64 @@ def state_of(cache: Cache | None, num_new: int) -> PromptState | None:
     return state
 
 
+def check_dense(cache: Cache | None, num_new: int) -> bool:
+    """Check that a call which brings no pictures and follows no reduced prompt should be one.
+
+    Args:
+        num_new: tokens that it brings.
+
+    Returns:
+        Whether it begins a prompt; for one token and a static cache, which counts on the device, that is not known.
+
+    Raises:
+        LibraryChanged: if pictures were encoded for it, or if it was to follow a reduced prompt.
+        ValueError: for a cache that only a reduced prompt can have left.
+    """
+    seen = 0 if cache is None else cache.get_seq_length()
+    if not isinstance(seen, int) and num_new == 1:
+        return False
+    call = generation.get()
+    if call is not None and call.encoded:
+        raise LibraryChanged("pictures that were encoded to be handed to the decoder", "a prompt without them")
+    if call is not None and call.reduced and cache is not None and int(seen) == 0:
+        raise LibraryChanged("the cache that holds the reduced prompt at every later step", "an empty cache")
+    if isinstance(seen, int) and seen > 0:
+        last = held(cache, len(cache.layers) - 1)[0]
+        if last != seen:
+            raise ValueError(
+                f"expected a cache as a reduced prompt left it, got one of {seen} columns in its first layer and "
+                f"{last} in its last without that prompt's state: it was copied or converted"
+            )
+    return int(seen) == 0
+
+
+def check_prefill(cache: Cache, state: PromptState, num_layers: int) -> Cached:
+    """Check that a cache holds a prompt as the layers were given it: the first and the last layer of every segment.
+
+    Returns:
+        What the cache holds, for statistics.
+
+    Raises:
+        LibraryChanged: naming the layer.
+    """
+    lengths, starts = [], state.by_start
+    for start, end in pairwise([*starts, num_layers]):
+        expected = starts[start].length
+        lengths += [expected] * (end - start)
+        for layer in {start, end - 1}:
+            got, exact = held(cache, layer)
+            if got != expected if exact else got < expected:
+                raise LibraryChanged(f"{expected} columns in the cache of layer {layer} after the prompt", str(got))
+    return Cached(lengths, cached_bytes(cache), cache_dtype(cache))
+
+
+def check_step(cache: Cache, before: int, num_new: int) -> None:
+    """Check that the first layer's cache grew by what came; a static cache counts on the device and is not asked."""
+    got, exact = held(cache, 0)
+    if exact and got != before + num_new:
+        raise LibraryChanged(f"{before + num_new} columns in the cache of layer 0 after {num_new} more", str(got))
+
+
 def _prefill(model, prompt: VisualPrompt, hidden, attention_mask, position_ids, cache):
     """Set up the pass over a prompt: its state, the layers where a segment starts, and the function that starts it."""
     if cache is not None and int(cache.get_seq_length()) > 0:
@@ -186,8 +269,11 @@ def _prefill(model, prompt: VisualPrompt, hidden, attention_mask, position_ids, 
             f"{int(cache.get_seq_length())} tokens: re-using a cache across turns is not supported"
         )
     prompt.entered = True
+    call = generation.get()
+    if call is not None:
+        call.encoded, call.reduced = False, cache is not None
     budgets = dict(model.reduction.config.layers)
-    num_columns = prompt_columns.get() or hidden.shape[1]
+    num_columns = (call and call.num_columns) or hidden.shape[1]
     segment = Segment.whole(prompt, hidden, padding_mask(attention_mask, hidden.shape[1]), position_ids)
     positions = segment.positions
     following = positions.amax(dim=(0, 2) if positions.ndim == 3 else 1).unsqueeze(-1) + 1

@@ -158,6 +158,8 @@ def origins(model, prompt, num_tokens: int) -> list[int]:
     """Where each visual token of a prompt comes from, as `assemble` takes it; -1 for a newline."""
     import torch
 
+    from .compat import pack_crops
+
     # Numbers go the way that features go, through the model's own packing.
     crops = torch.arange(len(prompt.pixels) * num_tokens).view(-1, num_tokens, 1).float()
     newline = torch.tensor([-1.0])
@@ -165,7 +167,7 @@ def origins(model, prompt, num_tokens: int) -> list[int]:
         crops = model.pack_crops(crops, prompt.image_size, newline)
     elif model.config.model_type == "llava_next":
         sizes = torch.tensor([prompt.image_size[::-1]])
-        crops = model.base_model.pack_image_features([crops], sizes, "default", newline)[0][0]
+        crops = pack_crops(model.base_model, [crops], sizes, newline)[0]
     return crops.flatten().int().tolist()
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from transformers import Cache
 
 from .masks import compact
 
@@ -23,7 +24,8 @@ class VisualPrompt:
         num_kept: placeholders per row that hold a token after the vision encoder; the others are flagged by NaN. None
             where that depends on the picture: it is read when the decoder drops them.
         num_valid: columns per row that are no padding.
-        entered: set by the decoder loop; `apply` fails loudly where it stays unset.
+        entered: set by the decoder loop; the shell fails loudly where it stays unset.
+        cache: set by the decoder loop, what it filled; the shell fails loudly where it hands out another.
     """
 
     visual: Tensor
@@ -32,6 +34,7 @@ class VisualPrompt:
     num_kept: list[int] | None
     num_valid: list[int]
     entered: bool = False
+    cache: Cache | None = None
 
     def repeat(self, times: int) -> "VisualPrompt":
         """The same prompts, each `times` times in a row: what generate does for beams and returned sequences."""
@@ -246,6 +249,15 @@ class Segment:
         return self.shorten(hidden, kept, num_kept, 0, compact_positions)
 
 
+@dataclass(frozen=True)
+class Cached:
+    """What a cache held after a prompt: columns in every layer, bytes of all keys and values, and their dtype."""
+
+    lengths: list[int]
+    num_bytes: int
+    dtype: torch.dtype | None
+
+
 @dataclass
 class PromptState:
     """What decoding has to know of a reduced prompt; it hangs on the cache, never on a module.
@@ -254,11 +266,13 @@ class PromptState:
         length: columns of the full prompt.
         next_position: long [B or 1, 1], the position in the full prompt of what follows it.
         segments: from layer 0 up; of two with the same start the later one counts.
+        cached: what the cache held; None where there was none, or before the prompt has run.
     """
 
     length: int
     next_position: Tensor
     segments: list[Segment]
+    cached: Cached | None = None
 
     @property
     def by_start(self) -> dict[int, Segment]:

@@ -2,8 +2,8 @@
 
 from dataclasses import asdict, dataclass
 
-from .flops import average_tokens, decoder_flops, kv_cache_bytes, retention
-from .prompt import PromptState
+from .flops import average_tokens, decoder_flops, retention
+from .prompt import Cached, PromptState
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,17 @@ class Stats:
     Args:
         method: its name.
         rows: one entry a prompt.
-        cache_lengths: columns that each decoder layer's cache holds after the prompt, padding included.
-        cache_bytes: what these columns take, keys and values, for one row.
+        cache_lengths: columns that each decoder layer's cache held after the prompt, padding included; zeros where
+            there was no cache.
+        cache_bytes: what its keys and values took, for one row; of a static cache what was allocated.
+        cache_dtype: theirs, such as "bfloat16"; "None" where there was no cache.
     """
 
     method: str
     rows: list[RowStats]
     cache_lengths: list[int]
     cache_bytes: int
+    cache_dtype: str
 
     def to_dict(self) -> dict:
         """Plain values, for json."""
@@ -68,7 +71,7 @@ class Stats:
             if not runs or runs[-1][1] != length:
                 runs.append((layer, length))
         cache = ", ".join(f"{length} from layer {layer}" for layer, length in runs)
-        lines.append(f"  cache length {cache} ({self.cache_bytes / 2**20:.2f} MiB a row)")
+        lines.append(f"  cache length {cache} ({self.cache_bytes / 2**20:.2f} MiB a row), {self.cache_dtype}")
         return "\n".join(lines)
 
 
@@ -100,11 +103,11 @@ def collect(reduction, state: PromptState) -> Stats:
                 flops_dense=decoder_flops([dense] * num_layers, *size),
             )
         )
-    lengths = [segment.length for segment in segment_of]
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    cached = state.cached or Cached([0] * num_layers, 0, None)
     return Stats(
         method=reduction.config.method,
         rows=rows,
-        cache_lengths=lengths,
-        cache_bytes=kv_cache_bytes(lengths, config.num_key_value_heads, head_dim, reduction.dtype.itemsize),
+        cache_lengths=cached.lengths,
+        cache_bytes=cached.num_bytes // len(rows),
+        cache_dtype=str(cached.dtype).removeprefix("torch."),
     )

@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import torch
 
+from .compat import memory_events
+
 
 def peak_bytes(action: Callable[[], object], device: torch.device) -> int:
     """The most memory that PyTorch's allocator held during an action, beyond what it held before."""
@@ -15,10 +17,9 @@ def peak_bytes(action: Callable[[], object], device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         action()
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
     held = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
+    for _, num_bytes in sorted(memory_events(profile), key=lambda event: event[0]):
+        held += num_bytes
         peak = max(peak, held)
     return peak
 

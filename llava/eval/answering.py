@@ -1,6 +1,5 @@
 """How a LLaVA answers: a question becomes ids and pixels in a worker process, a batch of them becomes answers."""
 
-import inspect
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from llava.conversation import build_prompt
 from llava.mm_utils import expand_image_tokens, load_image, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from vscan.api import Reduction
+from vscan.compat import ENCODED, pooled, takes_encoded
 from vscan.eval import checkpoint
 from vscan.eval.answering import left_padded, read_stages
 from vscan.eval.images import ImageFolder
@@ -127,8 +127,7 @@ class Answering:
     def __init__(self, tokenizer, model, reduction: Reduction | None = None, **generation):
         self.tokenizer, self.model, self.reduction, self.generation = tokenizer, model, reduction, generation
         self.is_original = is_original(model)
-        # Stock models take features since transformers 5.20.
-        takes_features = "mm_encoder_outputs" in inspect.signature(model.forward).parameters
+        takes_features = takes_encoded(model)
         self.shares_images = self.is_original or takes_features
 
     def __call__(self, prompts: list[Prompt]) -> list[Answer]:
@@ -160,8 +159,8 @@ class Answering:
             images, views = self.model.embed_images(inputs["images"], inputs["image_sizes"])
             return {"image_features": ([images[i] for i in shown], [views[i] for i in shown])}
         encoded = self.model.base_model.get_image_features(**inputs, return_dict=True)
-        repeated = [encoded.pooler_output[i] for i in shown]
-        return {"mm_encoder_outputs": {"image": type(encoded)(pooler_output=repeated)}}
+        features = pooled(encoded)
+        return {ENCODED: {"image": type(encoded)(pooler_output=[features[i] for i in shown])}}
 
     def _inputs(self, prompts: list[Prompt]) -> dict:
         """The pixels of prompts with images, as the model takes them."""

@@ -2,10 +2,10 @@
 
 import torch
 from torch import Tensor, nn
-from transformers.models.llava_next.modeling_llava_next import unpad_image
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import select_best_resolution
+from vscan.compat import unpad_image
 from vscan.models.clip import encode_views, grid_of
 from vscan.prompt import VisualPrompt
 
@@ -47,7 +47,6 @@ class LlavaMetaForCausalLM:
             num_decoder_layers=self.config.num_hidden_layers,
             compact_positions=True,
             text_config=self.config,
-            dtype=self.dtype,
         )
         self.model.reduction = reduction
         return lambda: setattr(self.model, "reduction", None)

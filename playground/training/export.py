@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import CLIPImageProcessorPil
 
 from llava.model.language_model.llava_llama import LlavaConfig
+from vscan.compat import CLIPImageProcessorPil
 
 from ..scenes.picture import PATCH
 from ..scenes.world import GRID

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import build_prompt
 from llava.mm_utils import tokenizer_image_token
+from vscan.compat import apply_rotary_pos_emb
 
 from ..scenes.questions import Question
 from ..scenes.world import SHAPES

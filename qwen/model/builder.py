@@ -4,8 +4,9 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
-from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
+from transformers import AutoTokenizer
 
+from vscan.compat import Qwen2VLImageProcessorPil
 from vscan.eval.checkpoint import choose_dtype, read_json
 
 from .check import check_checkpoint

@@ -8,9 +8,9 @@ What the method does is in `vscan`; without a reduction in force these are the t
 """
 
 from torch import Tensor
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLTextModel
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
+from transformers import Qwen2_5_VLForConditionalGeneration
 
+from vscan.compat import Qwen2_5_VisionTransformerPretrainedModel, Qwen2_5_VLTextModel, build
 from vscan.decoder import Decoder
 from vscan.models.qwen2_5_vl import ReducedTower
 from vscan.prompt import Segment
@@ -64,8 +64,8 @@ class Qwen2_5_VLForConditionalGeneration_X(Qwen2_5_VLForConditionalGeneration):
 
     def __init__(self, config):
         super().__init__(config)
-        self.model.visual = Qwen2_5_VisionTransformerPretrainedModel_X._from_config(config.vision_config)
-        self.model.language_model = Qwen2_5_VLModel_X._from_config(config.text_config)
+        self.model.visual = build(Qwen2_5_VisionTransformerPretrainedModel_X, config.vision_config)
+        self.model.language_model = build(Qwen2_5_VLModel_X, config.text_config)
         self.post_init()
 
     @classmethod

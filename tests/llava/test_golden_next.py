@@ -19,6 +19,7 @@ import vscan
 from llava.eval.answering import Answering, Prompt
 from llava.mm_utils import load_image, load_image_processor, process_images
 from llava.model.builder import load_model
+from vscan.compat import cache_of
 from vscan.methods.vispruner import VisPruner
 from vscan.models.llava_next import image_lengths
 
@@ -107,7 +108,7 @@ def test_embeddings_and_without_pruning_all_tokens_are_the_recorded_ones(folder,
     handle.remove()
     torch.testing.assert_close(seen[0], case["inputs_embeds"], atol=2e-5, rtol=1e-5)
     length = case["inputs_embeds"].shape[1]
-    assert [output.past_key_values.get_seq_length(layer) for layer in range(NUM_LAYERS)] == [length + 15] * NUM_LAYERS
+    assert [cache_of(output).get_seq_length(layer) for layer in range(NUM_LAYERS)] == [length + 15] * NUM_LAYERS
     assert reduction.stats().rows[0].stages == [[0, length - 32]]
     if name in ("t96_nollm", "t576_dense"):
         assert output.sequences[0, -16:].tolist() == case["generated"].tolist()

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 import vscan
 from llava.model.builder import load_model
+from vscan.compat import cache_of
 
 SETTINGS = ["t64_r75", "t64_r50", "t192_r25", "t32_r50", "t128_r0", "t128_r100", "t576_r50"]
 CASES = [f"{name}_img{image}" for name in SETTINGS for image in range(5)]
@@ -82,4 +83,4 @@ def test_a_generation_is_the_recorded_one(folder, cases, inputs, models, name, m
     torch.testing.assert_close(seen[0].float(), recorded["inputs_embeds"], atol=2e-5, rtol=1e-5)
     torch.testing.assert_close(torch.cat(output.logits), recorded["scores"], atol=2e-4, rtol=0)
     assert output.sequences[0].tolist() == recorded["generated"].tolist()
-    assert {output.past_key_values.get_seq_length(layer) for layer in range(8)} == {len(kept) + 32 + 15}
+    assert {cache_of(output).get_seq_length(layer) for layer in range(8)} == {len(kept) + 32 + 15}

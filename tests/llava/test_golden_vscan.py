@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 import vscan
 from llava.mm_utils import expand_image_tokens
 from llava.model.builder import load_model
+from vscan.compat import CACHE, cache_of
 from vscan.merge import merge
 from vscan.models.clip import run_tower
 from vscan.scan import scan
@@ -82,7 +83,7 @@ class Record:
             for steps in (self.hidden, self.cached, self.positions):
                 steps.append([])
         self.hidden[-1].append(args[0])
-        self.cached[-1].append(kwargs["past_key_values"].get_seq_length(index))
+        self.cached[-1].append(kwargs[CACHE].get_seq_length(index))
         self.positions[-1].append(self.current[0])
 
     def remove(self):
@@ -170,7 +171,7 @@ def test_a_generation_is_the_recorded_one(folder, inputs, model, name, image, mo
     assert first_last_count == case["prefill_position_first_last_per_layer"].tolist()
     assert record.cached[1:] == case["decode_cache_len_before"].tolist()
     assert [[p.item() for p in step] for step in record.positions[1:]] == case["decode_positions"].tolist()
-    cache = output.past_key_values
+    cache = cache_of(output)
     assert [cache.get_seq_length(layer) for layer in range(NUM_LAYERS)] == (lengths + 15).tolist()
     keys = cache.layers[NUM_LAYERS - 1].keys[0, :, : lengths[-1]]
     torch.testing.assert_close(keys, case["keys_last_layer_prefill"], atol=LOGIT_ATOL, rtol=0)

@@ -11,6 +11,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 import vscan
 from qwen.model.qwen2_5_vl_custom import Qwen2_5_VLForConditionalGeneration_X
+from vscan.compat import CACHE, cache_of
 from vscan.merge import merge
 from vscan.scan import scan
 
@@ -100,7 +101,7 @@ class Record:
             for steps in (self.hidden, self.cached, self.positions):
                 steps.append([])
         self.hidden[-1].append(args[0])
-        self.cached[-1].append(kwargs["past_key_values"].get_seq_length(index))
+        self.cached[-1].append(kwargs[CACHE].get_seq_length(index))
         self.positions[-1].append(self.current)
 
     def remove(self):
@@ -182,7 +183,7 @@ def test_a_generation_is_the_recorded_one(folder, inputs, model, name, image, mo
     assert record.cached[1:] == case["decode_cache_len_before"].tolist()
     steps = [[positions.flatten().tolist() for positions in step] for step in record.positions[1:]]
     assert steps == case["decode_positions"].tolist()
-    cache = output.past_key_values
+    cache = cache_of(output)
     assert [cache.get_seq_length(layer) for layer in range(NUM_LAYERS)] == (lengths + 15).tolist()
 
 

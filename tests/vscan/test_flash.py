@@ -11,6 +11,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import flash_attention_mask
 
 import vscan
+from vscan.compat import cache_of
 
 NAME = "ragged_attention"  # a name with "flash" in it would make transformers load a kernel
 
@@ -76,7 +77,7 @@ def test_flash_attention_gives_the_tokens_and_the_caches_of_sdpa(models, rows, p
                 return_dict_in_generate=True,
                 output_logits=True,
             )
-        lengths = [output.past_key_values.get_seq_length(layer) for layer in range(6)]
+        lengths = [cache_of(output).get_seq_length(layer) for layer in range(6)]
         found.append((output.sequences.tolist(), [reduction.kept(stage).tolist() for stage in range(3)], lengths))
         logits = torch.cat(output.logits)
     assert found[0] == found[1]

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 import vscan
+from vscan.compat import CACHE, cache_of
 
 NUM_LAYERS, SIDE, NUM_TOKENS, NUM_NEW = 4, 8, 64, 6
 FIELDS = {"local_layer": 1}  # the tiny tower has four layers
@@ -114,7 +115,7 @@ def answer(output, inputs):
 
 
 def cached(output, num_layers: int = NUM_LAYERS) -> list[int]:
-    return [int(output.past_key_values.get_seq_length(layer)) for layer in range(num_layers)]
+    return [int(cache_of(output).get_seq_length(layer)) for layer in range(num_layers)]
 
 
 def plus(lengths, number) -> list[int]:
@@ -139,7 +140,7 @@ class TestGreedy:
             assert cached(output) == plus(lengths[rows], NUM_NEW - 1)
             assert reduction.stats().cache_lengths == lengths[rows]
             assert reduction.kept().shape[1] == lengths[rows][-1]
-        keys = [layer.keys.shape[2] for layer in output.past_key_values.layers]
+        keys = [layer.keys.shape[2] for layer in cache_of(output).layers]
         assert keys == plus(lengths[rows], NUM_NEW - 1)
 
     @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -158,7 +159,7 @@ class TestGreedy:
         assert torch.equal(output.sequences, expected.sequences)
         torch.testing.assert_close(torch.stack(output.logits), torch.stack(expected.logits), atol=2e-5, rtol=0)
         if cache == "none":
-            assert output.past_key_values is None
+            assert cache_of(output) is None
         else:
             assert cached(output) == plus(lengths[rows], NUM_NEW - 1)
 
@@ -175,7 +176,7 @@ class TestGreedy:
                 mask, tokens = inputs["attention_mask"] if padded else None, []
                 given = {**inputs, "attention_mask": mask}
                 for _ in range(NUM_NEW):
-                    logits = model(**given, past_key_values=cache).logits[:, -1]
+                    logits = model(**given, **{CACHE: cache}).logits[:, -1]
                     torch.testing.assert_close(logits, expected.logits[len(tokens)], atol=2e-5, rtol=0)
                     logits[:, IMAGE_TOKEN] = -torch.inf
                     tokens.append(logits.argmax(-1, keepdim=True))
@@ -190,10 +191,10 @@ class TestGreedy:
         inputs = inputs_of(ROWS[rows])
         with vscan.reduce(model, **settings), torch.no_grad():
             expected = generate(model, inputs)
-            cache = model(**inputs).past_key_values
+            cache = cache_of(model(**inputs))
             tokens = answer(expected, inputs)[:, :-1]
             mask = torch.cat((inputs["attention_mask"], torch.ones_like(tokens)), dim=1)
-            logits = model(input_ids=tokens, attention_mask=mask, past_key_values=cache).logits
+            logits = model(input_ids=tokens, attention_mask=mask, **{CACHE: cache}).logits
         torch.testing.assert_close(logits, torch.stack(expected.logits, dim=1)[:, 1:], atol=2e-5, rtol=0)
 
 
@@ -204,22 +205,20 @@ def test_tokens_of_an_answer_that_are_masked_are_not_seen(model):
         mask = torch.cat((inputs["attention_mask"], torch.tensor([[1, 0, 1]]).expand(number, -1)), dim=1)
         places = torch.tensor([[100, 101, 102]]).expand(number, -1)
         with vscan.reduce(model, **TWO_STAGES), torch.no_grad():
-            caches = [model(**inputs).past_key_values for _ in range(3)]
-            masked = model(
-                input_ids=answers, attention_mask=mask, position_ids=places, past_key_values=caches[0]
-            ).logits
+            caches = [cache_of(model(**inputs)) for _ in range(3)]
+            masked = model(input_ids=answers, attention_mask=mask, position_ids=places, **{CACHE: caches[0]}).logits
             without, stay = mask[:, torch.arange(mask.shape[1]) != mask.shape[1] - 2], [0, 2]
             left_out = model(
                 input_ids=answers[:, stay],
                 attention_mask=without,
                 position_ids=places[:, stay],
-                past_key_values=caches[1],
+                **{CACHE: caches[1]},
             ).logits
             seen = model(
                 input_ids=answers,
                 attention_mask=torch.cat((inputs["attention_mask"], torch.ones_like(answers)), dim=1),
                 position_ids=places,
-                past_key_values=caches[2],
+                **{CACHE: caches[2]},
             ).logits
         torch.testing.assert_close(masked[:, stay], left_out, atol=2e-5, rtol=0)
         assert (masked[:, 2] - seen[:, 2]).abs().max() > 0.01
@@ -277,7 +276,7 @@ class TestBeams:
             tokens = answer(output, inputs)
             first = model(**inputs)
             mask = torch.cat((inputs["attention_mask"], torch.ones_like(tokens[:, 1:])), dim=1)
-            rest = model(input_ids=tokens[:, :-1], attention_mask=mask, past_key_values=first.past_key_values)
+            rest = model(input_ids=tokens[:, :-1], attention_mask=mask, **{CACHE: cache_of(first)})
         scores = torch.cat((first.logits[:, -1:], rest.logits), dim=1).log_softmax(-1)
         expected = scores.gather(2, tokens.unsqueeze(-1)).sum((1, 2))
         torch.testing.assert_close(output.sequences_scores, expected, atol=5e-5, rtol=0)
@@ -352,15 +351,15 @@ class TestText:
         with vscan.reduce(model, **TWO_STAGES):
             expected = generate(model, inputs)
             pictured = generate(model, inputs_of(rows))
-            assert torch.equal(generate(model, inputs_of(rows), past_key_values=cache).sequences, pictured.sequences)
+            assert torch.equal(generate(model, inputs_of(rows), **{CACHE: cache}).sequences, pictured.sequences)
             cache.reset()
             if int(cache.get_seq_length()) > 0:
                 pytest.skip("this transformers does not empty a dynamic cache")
-            output = generate(model, inputs, past_key_values=cache)
+            output = generate(model, inputs, **{CACHE: cache})
             assert torch.equal(output.sequences, expected.sequences)
             torch.testing.assert_close(torch.stack(output.logits), torch.stack(expected.logits), atol=2e-5, rtol=0)
             cache.reset()
-            assert torch.equal(generate(model, inputs_of(rows), past_key_values=cache).sequences, pictured.sequences)
+            assert torch.equal(generate(model, inputs_of(rows), **{CACHE: cache}).sequences, pictured.sequences)
 
 
 class TestReentrancy:
@@ -371,12 +370,12 @@ class TestReentrancy:
             caches, given = [], []
             for inputs in prompts:
                 output = model(**{**inputs, "attention_mask": None})
-                caches.append(output.past_key_values)
+                caches.append(cache_of(output))
                 given.append([output.logits[:, -1]])
             for step in range(1, NUM_NEW):
                 for cache, logits, output in zip(caches, given, expected, strict=True):
                     token = output.sequences[:, step - 1 - NUM_NEW].unsqueeze(1)
-                    logits.append(model(input_ids=token, past_key_values=cache).logits[:, -1])
+                    logits.append(model(input_ids=token, **{CACHE: cache}).logits[:, -1])
         for logits, output in zip(given, expected, strict=True):
             torch.testing.assert_close(torch.stack(logits), torch.stack(output.logits), atol=2e-5, rtol=0)
 
@@ -614,12 +613,12 @@ class TestRefusals:
         with vscan.reduce(model, **TWO_STAGES), torch.no_grad():
             for first in (inputs_of([[1, 3, 4]]), inputs_of(ROWS["one"])):
                 cache = StaticCache(config=config, max_cache_len=99) if static else DynamicCache(config=config)
-                model(**first, past_key_values=cache)
+                model(**first, **{CACHE: cache})
                 held = 3 if "pixel_values" not in first else 24
                 with pytest.raises(ValueError, match=f"expected an empty cache .*, got one of {held} tokens"):
-                    generate(model, inputs_of(ROWS["one"]), past_key_values=cache)
+                    generate(model, inputs_of(ROWS["one"]), **{CACHE: cache})
                 with pytest.raises(ValueError, match=f"needs an empty cache .* one that holds {held} tokens"):
-                    model(**inputs_of(ROWS["one"]), past_key_values=cache)
+                    model(**inputs_of(ROWS["one"]), **{CACHE: cache})
 
     def test_labels(self, model):
         inputs = inputs_of(ROWS["one"])
@@ -705,7 +704,7 @@ class TestReport:
             f"decoder FLOPs {first.flops / 1e9:.3g} G of {first.flops_dense / 1e9:.3g} G dense",
             f"decoder FLOPs {second.flops / 1e9:.3g} G of {second.flops_dense / 1e9:.3g} G dense",
             f"({first.flops_at_average / 1e9:.3g} G at the average",
-            "cache length 43 from layer 0, 21 from layer 1, 11 from layer 3 (0.01 MiB a row)",
+            "cache length 43 from layer 0, 21 from layer 1, 11 from layer 3 (0.01 MiB a row), float32",
         ):
             assert part in text
 
@@ -737,12 +736,14 @@ class TestReport:
         assert (row.visual_tokens, row.tokens_per_layer, row.retention, row.flops) == (0, [0] * 4, 1.0, 0)
         assert row.kept == [[], [], []]
 
-    def test_it_tells_of_the_last_prompt_with_images(self, model):
+    def test_it_tells_of_the_last_prompt_and_of_nothing_where_that_has_no_images(self, model):
         with vscan.reduce(model, **TWO_STAGES) as reduction:
             generate(model, inputs_of(ROWS["one"]))
             kept = reduction.kept()
             generate(model, inputs_of([[1, 3]]))
-            assert torch.equal(reduction.kept(), kept)
+            for report in (reduction.kept, reduction.stats):
+                with pytest.raises(RuntimeError, match="expected a prompt with images to have run last"):
+                    report()
             generate(model, inputs_of(ROWS["one"], seed=5))
             assert not torch.equal(reduction.kept(), kept)
             generate(model, inputs_of(ROWS["one"]))

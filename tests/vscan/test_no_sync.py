@@ -5,6 +5,7 @@ import torch
 from helpers import tiny_llava
 
 import vscan
+from vscan.compat import CACHE, cache_of
 from vscan.prompt import VisualPrompt
 
 NUM_TOKENS = 144
@@ -52,9 +53,9 @@ def test_the_decoder_reads_nothing_of_a_prompt_and_of_what_follows(model, num_im
         longest = [300 - 144 + 15, 300 - 144 + 7] if batch == 1 else [300, 300]
         assert output.last_hidden_state.shape == (batch, longest[1], 32)
         if use_cache:
-            cache = output.past_key_values
+            cache = cache_of(output)
             assert [cache.get_seq_length(layer) for layer in (0, 2, 3, 5)] == [longest[0]] * 2 + [longest[1]] * 2
             mask = None if batch == 1 else torch.empty(batch, length + 1, device="meta")
-            more = text_model(torch.zeros(batch, 1, dtype=torch.long, device="meta"), mask, past_key_values=cache)
+            more = text_model(torch.zeros(batch, 1, dtype=torch.long, device="meta"), mask, **{CACHE: cache})
             assert more.last_hidden_state.shape == (batch, 1, 32)
             assert cache.get_seq_length(5) == longest[1] + 1

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import cosine_similarity
 
 import vscan
+from vscan.compat import cache_of
 
 NUM_LAYERS, SIDE, NUM_TOKENS = 4, 8, 64
 FIELDS = {"local_layer": 1, "global_layer": -2}  # of the four layers of the tiny tower
@@ -261,7 +262,7 @@ def check_decode(case: Case, oracles):
         output = generate(case.model, case.inputs)
     answers = output.sequences[:, case.inputs["input_ids"].shape[1] :].tolist()
     logits = torch.stack(output.logits, dim=1)  # B NUM_ANSWER V
-    lengths = [output.past_key_values.get_seq_length(layer) for layer in range(case.num_layers)]
+    lengths = [cache_of(output).get_seq_length(layer) for layer in range(case.num_layers)]
     expected, stage = [], 0
     for layer in range(case.num_layers):
         stage += layer in case.layers
@@ -429,4 +430,4 @@ def test_leaving_the_with_block_gives_the_dense_model_back_bit_for_bit(ending):
         output = generate(model, inputs)
     assert torch.equal(output.sequences, answered.sequences)
     assert torch.equal(torch.stack(output.logits), torch.stack(answered.logits))
-    assert output.past_key_values.get_seq_length(3) == answered.past_key_values.get_seq_length(3)
+    assert cache_of(output).get_seq_length(3) == cache_of(answered).get_seq_length(3)

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 import vscan
 from vscan.attention import attention_row
+from vscan.compat import CACHE, cache_of
 from vscan.merge import merge
 from vscan.methods import METHODS
 from vscan.methods.vscan import VScan
@@ -168,8 +169,8 @@ class TestScores:
             output = generate(model, inputs_of(model))
         # The third row is the longest: 4 of text and two images; a count is per image.
         lengths = [44, 22, 22, 14]
-        assert [layer.keys.shape[2] for layer in output.past_key_values.layers] == [n + NUM_NEW - 1 for n in lengths]
-        for layer in output.past_key_values.layers:
+        assert [layer.keys.shape[2] for layer in cache_of(output).layers] == [n + NUM_NEW - 1 for n in lengths]
+        for layer in cache_of(output).layers:
             assert layer.keys.dtype == layer.values.dtype == dtype
             assert layer.keys.isfinite().all()
             assert layer.values.isfinite().all()
@@ -323,7 +324,7 @@ class TestMemory:
         assert inputs["input_ids"].shape[1] == 279
         with vscan.reduce(model, **asked) as reduction, torch.no_grad(), Watch(self.length) as watch:
             output = model(**inputs)
-            model(input_ids=torch.tensor([[5]]), past_key_values=output.past_key_values)
+            model(input_ids=torch.tensor([[5]]), **{CACHE: cache_of(output)})
         assert reduction.kept().shape[1] == 23 + list(asked["layers"].values())[-1]
         assert watch.made > 500
         assert watch.maps == []

@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vscan import bench_qwen
 from vscan.bench import AFTER, BEFORE
 from vscan.bench_qwen import MODELS, QwenBench, build, grid_of, plan
+from vscan.compat import cache_of
 from vscan.flops import decoder_flops, kv_cache_bytes
 from vscan.profile import OUTSIDE_BLOCKS, image_size, main, measure, report, whole_tower
 
@@ -72,7 +73,7 @@ def test_a_dense_and_a_reduced_row_compute_what_the_model_computes(grids):
     given["mm_token_type_ids"] = (ids == IMAGE_TOKEN).int()
     for row in plan("vscan", [0.4], {}, 4, made.images)[:2]:
         with torch.inference_mode(), made.reduced(row) as reduction:
-            expected = made.model.model(**given, use_cache=True).past_key_values
+            expected = cache_of(made.model.model(**given, use_cache=True))
             assert expected.get_seq_length(3) == sum([BEFORE, AFTER, 2 * len(grids), row.visual[3]])
             assert caches_equal(made.whole(row, reduction), expected)
             assert caches_equal(made.prefill(row, made.embed(row, reduction)), expected)
@@ -85,7 +86,7 @@ def test_the_floor_computes_what_the_decoder_computes_on_the_shortened_prompt():
         embeds = made.embed(floor, None)
         assert embeds.shape == (2, BEFORE + AFTER + 4 + 24 + 10, 32)
         cache = made.prefill(floor, embeds)
-        expected = made.decoder(inputs_embeds=embeds, use_cache=True).past_key_values
+        expected = cache_of(made.decoder(inputs_embeds=embeds, use_cache=True))
         assert caches_equal(cache, expected)
 
 

@@ -15,6 +15,7 @@ from torch.nn.functional import cosine_similarity
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
 
 import vscan
+from vscan.compat import cache_of
 
 NUM_LAYERS, NUM_ANSWER, GLOBAL = 4, 5, 3
 LOCAL = {Qwen2_5_VLForConditionalGeneration: 1, Qwen2VLForConditionalGeneration: 0}
@@ -224,7 +225,7 @@ def test_the_oracle_sees_the_same_tokens_and_gives_the_same_logits(cls, rows, st
     for layer in range(NUM_LAYERS):
         stage += layer in layers
         lengths.append(max(len(oracle.kept[stage]) for oracle in oracles) + NUM_ANSWER - 1)
-    assert [output.past_key_values.get_seq_length(layer) for layer in range(NUM_LAYERS)] == lengths
+    assert [cache_of(output).get_seq_length(layer) for layer in range(NUM_LAYERS)] == lengths
 
 
 @pytest.mark.parametrize("stages", STAGES)

@@ -131,10 +131,18 @@ def run_command(main: Callable[[list[str]], None]) -> NoReturn:
     """Run a command on this process's arguments; bad input becomes one line and exit code 2, as argparse has it."""
     try:
         main(sys.argv[1:])
-    except (OSError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
+        if isinstance(error, RuntimeError) and not _is_of_library(error):
+            raise
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
     sys.exit(0)
+
+
+def _is_of_library(error: RuntimeError) -> bool:
+    from ..compat import LibraryChanged  # imports torch, which a command that fails early does without
+
+    return isinstance(error, LibraryChanged)
 
 
 def parse(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attention import cls_row, device_of
+from ..compat import clip_blocks, clip_entry, run_clip_block
 from ..methods.base import Views, encode_flagged
 
 
@@ -97,7 +98,7 @@ def run_tower(
 def _run_tower(
     tower: nn.Module, pixel_values: Tensor, feature_layer: int, row_layers: tuple[int, ...]
 ) -> tuple[Tensor, dict[int, Tensor]]:
-    blocks = tower.encoder.layers
+    blocks = clip_blocks(tower)
     for layer, most in [(feature_layer, len(blocks)), *((layer, len(blocks) - 1) for layer in row_layers)]:
         if not -most - 1 <= layer <= most:
             raise ValueError(f"expected one of {len(blocks)} vision layers, got {layer}")
@@ -105,14 +106,14 @@ def _run_tower(
     wanted = {layer % len(blocks) for layer in row_layers}
     last = max([num_run - 1, *wanted])
     rows = {}
-    hidden = tower.pre_layrnorm(tower.embeddings(pixel_values.to(device_of(tower.embeddings))))
+    hidden = clip_entry(tower, pixel_values.to(device_of(tower.embeddings)))
     features = hidden
     for index, block in enumerate(blocks[: last + 1]):
         if index in wanted:
             hidden = hidden.to(device_of(block))
             rows[index] = cls_row(block, hidden)
         if index < max(num_run, last):  # a last block that only gives its row need not run
-            hidden = block(hidden, None)
+            hidden = run_clip_block(block, hidden)
         if index + 1 == num_run:
             features = hidden
     return features, {layer: rows[layer % len(blocks)] for layer in row_layers}

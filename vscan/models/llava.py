@@ -32,7 +32,6 @@ def fit(reduction, model: nn.Module) -> nn.Module:
         num_decoder_layers=base.language_model.config.num_hidden_layers,
         compact_positions=True,
         text_config=base.language_model.config,
-        dtype=base.language_model.dtype,
     )
     return base
 

@@ -6,8 +6,8 @@ lost, newlines stay, and the decoder ranks every placeholder that is left.
 
 import torch
 from torch import Tensor, nn
-from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
+from ..compat import image_size_to_num_patches, pack_crops, pooled
 from .clip import encode_views
 from .llava import check_features, fit
 from .shell import EncodedImages, Modality, install_on_shell
@@ -29,8 +29,7 @@ def image_lengths(base: nn.Module, image_sizes: Tensor, num_tokens: int) -> tupl
     """
     crops = num_crops(base.config, image_sizes)
     blank = [torch.empty(number, num_tokens, 1) for number in crops]
-    packed, _ = base.pack_image_features(blank, image_sizes, "default", torch.empty(1))
-    return [len(image) for image in packed], crops
+    return [len(image) for image in pack_crops(base, blank, image_sizes, torch.empty(1))], crops
 
 
 def install(model: nn.Module, reduction):
@@ -48,17 +47,17 @@ def install(model: nn.Module, reduction):
                 "vision_feature_select_strategy": vision_feature_select_strategy,
                 "return_dict": True,
             }
-            images = encode(pixel_values, image_sizes, **kwargs).pooler_output
+            images = pooled(encode(pixel_values, image_sizes, **kwargs))
         else:
             layer = config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
             check_features(layer, vision_feature_select_strategy or "default")
             if pixel_values.ndim == 5:
                 pixel_values = torch.cat([image[:number] for image, number in zip(pixel_values, crops, strict=True)])
             views = encode_views(reduction, base.vision_tower, base.multi_modal_projector, pixel_values, layer)
-            images, _ = base.pack_image_features(views.split(crops), image_sizes, "default", base.image_newline)
+            images = pack_crops(base, views.split(crops), image_sizes, base.image_newline)
         for image, number in zip(images, crops, strict=True):
             image.num_views = number  # generate forgets image_sizes once it has the features
-        return EncodedImages(pooler_output=list(images))
+        return EncodedImages(pooler_output=images)
 
     def sizes_of(kwargs: dict) -> tuple[list[int], list[int], list[int] | None]:
         encoded = images.encoded(kwargs)

@@ -11,14 +11,13 @@ from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
-from transformers.vision_utils import get_vision_window_index
 
 from ..attention import rotate, split_heads
+from ..compat import pooled, vision_windows
 from ..config import count
-from ..decoder import state_of
 from ..methods.base import Views, encode_flagged
 from ..received import attention_received
-from .shell import EncodedImages, Modality, install_on_shell, replace_method, swap_class
+from .shell import EncodedImages, Modality, install_on_shell, swap_class
 
 # While a reduced tower runs: {block: what its attention was given, then the score of each patch}; one for every thread.
 scores_of_blocks: ContextVar[dict | None] = ContextVar("scores_of_blocks", default=None)
@@ -50,12 +49,7 @@ class ReducedTower:
             towers_entered.get().append(type(self).__name__)
         if self.reduction is None or not self.reduction.reduces_views:
             return super().forward(hidden_states, grid_thw, **kwargs)
-        order = None
-        if hasattr(self, "window_size"):  # its blocks see the patches window by window
-            order, windows = get_vision_window_index(
-                grid_thw, self.spatial_merge_size, self.window_size, self.patch_size, kwargs=kwargs
-            )
-            kwargs |= {"window_index": order, "cu_window_seqlens": windows}
+        order = vision_windows(self, grid_thw, kwargs)
         scores = {}
         token = scores_of_blocks.set(scores)
         try:
@@ -171,7 +165,6 @@ def fit(reduction, model: nn.Module) -> nn.Module:
         num_decoder_layers=text_config.num_hidden_layers,
         compact_positions=False,
         text_config=text_config,
-        dtype=base.language_model.dtype,
         rank_with_rotary=False,
     )
     return base
@@ -186,7 +179,7 @@ def modality(base: nn.Module, reduction, name: str, pixels: str) -> Modality:
         kwargs = {**dict(zip((pixels, grid_name), args, strict=False)), **kwargs, "return_dict": True}
         token = towers_entered.set([])
         try:
-            images = list(encode(**kwargs).pooler_output)
+            images = pooled(encode(**kwargs))
             entered = towers_entered.get()
         finally:
             towers_entered.reset(token)
@@ -228,20 +221,4 @@ def install(model: nn.Module, reduction) -> Callable[[], None]:
         if reduction.reduces_views:
             for block in {layer % len(base.visual.blocks) for layer in reduction.method.cls_layers}:
                 watch(undo, base.visual, block)
-        follow_positions(undo, base)
         return undo.pop_all().close
-
-
-def follow_positions(undo: ExitStack, base: nn.Module) -> None:
-    """Positions of what follows a reduced prompt: the shell counts columns of the cache, and these got fewer."""
-    original = base.compute_3d_position_ids
-
-    def compute_3d_position_ids(**kwargs):
-        new, cache = kwargs["inputs_embeds"], kwargs["past_key_values"]
-        state = state_of(cache, new.shape[1])
-        if state is None:
-            return original(**kwargs)
-        positions = state.positions_after(cache.get_seq_length(), new.shape[1])
-        return positions.expand(3, new.shape[0], -1)
-
-    replace_method(undo, base, "compute_3d_position_ids", compute_3d_position_ids)

@@ -3,15 +3,24 @@ and what cannot work refused. Instances only, and all of it undone by one ExitSt
 
 import functools
 import inspect
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 
-from torch import nn
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from torch import Tensor, nn
 
-from ..decoder import Decoder, prompt_columns
+from ..compat import (
+    CACHE_IMPLEMENTATIONS,
+    BaseModelOutputWithPooling,
+    LibraryChanged,
+    cache_of,
+    encoded,
+    is_mrope,
+    rebind_forward,
+    take_cache,
+)
+from ..decoder import Decoder, Generation, generation, state_of
 from ..masks import padding_mask
 from ..prompt import VisualPrompt
 
@@ -39,7 +48,7 @@ class Modality:
 
     def encoded(self, kwargs: dict):
         """What generate encoded before it called the shell, or None."""
-        return (kwargs.get("mm_encoder_outputs") or {}).get(self.name)
+        return encoded(kwargs, self.name)
 
 
 @lru_cache(maxsize=8)
@@ -66,11 +75,9 @@ def swap_class(undo: ExitStack, module: nn.Module, mixin: type, reduction) -> No
         module.__class__ = reduced_class(original, mixin)
     undo.callback(delattr, module, "reduction")
     module.reduction = reduction
-    # accelerate calls the forward that it saw when it spread the model.
-    dispatched = module.__dict__.get("_old_forward")
-    if dispatched is not None:
-        undo.callback(setattr, module, "_old_forward", dispatched)
-        module._old_forward = type(module).forward.__get__(module)
+    unbind = rebind_forward(module)
+    if unbind is not None:
+        undo.callback(unbind)
 
 
 def install_on_shell(model: nn.Module, reduction, modalities: list[Modality]) -> Callable[[], None]:
@@ -99,9 +106,9 @@ def install_on_shell(model: nn.Module, reduction, modalities: list[Modality]) ->
         mask = padding_mask(kwargs.get("attention_mask"), input_ids.shape[1])
         prompts = []
         for part in given:
-            encoded = part.encoded(kwargs)
-            if encoded is not None and part.get_features is not None and not isinstance(encoded, EncodedImages):
-                raise ValueError("expected mm_encoder_outputs that were encoded under this reduction, got dense ones")
+            images = part.encoded(kwargs)
+            if images is not None and part.get_features is not None and not isinstance(images, EncodedImages):
+                raise ValueError("expected images that were encoded under this reduction, got dense ones")
             visual = input_ids == getattr(base.config, f"{part.name}_token_id")
             prompts.append(VisualPrompt.read(visual, mask, *part.sizes_of(kwargs)))
         return reduce(VisualPrompt.joined, prompts)
@@ -110,8 +117,8 @@ def install_on_shell(model: nn.Module, reduction, modalities: list[Modality]) ->
         swap_class(undo, base.language_model, Decoder, reduction)
         hand_over(undo, base, describe)
         for part in modalities:
-            if part.get_features is not None:
-                replace_method(undo, base, f"get_{part.name}_features", part.get_features)
+            name = f"get_{part.name}_features"
+            replace_method(undo, base, name, noted(part.get_features or getattr(base, name)))
         guard_generate(undo, model)
         refuse_labels(undo, model)
         return undo.pop_all().close
@@ -129,18 +136,79 @@ def hand_over(undo: ExitStack, base: nn.Module, describe: Callable[[dict], Visua
     def before(module, args, kwargs):
         kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
         prompt = describe(kwargs)
-        return (), kwargs if prompt is None else {**kwargs, "visual_prompt": prompt}
+        if prompt is not None:
+            return (), {**kwargs, "visual_prompt": prompt}
+        for name, value in kwargs.items():
+            if any(
+                isinstance(part, EncodedImages) for part in (value.values() if isinstance(value, dict) else (value,))
+            ):
+                raise LibraryChanged("encoded pictures under a keyword that is known here", name)
+        if kwargs.get("position_ids") is None:
+            kwargs["position_ids"] = following_positions(base, kwargs)
+        return (), kwargs
 
     def after(module, args, kwargs, output):
-        prompt = kwargs.get("visual_prompt")
-        if prompt is not None and not prompt.entered:
-            raise RuntimeError(
-                f"the reduced decoder of {type(module).__name__} was not entered: something replaced the forward of "
-                "its language model, and nothing would be reduced in it"
-            )
+        if kwargs.get("visual_prompt") is not None:
+            check_handed_out(module, kwargs["visual_prompt"], kwargs, output)
 
     undo.callback(base.register_forward_pre_hook(before, with_kwargs=True).remove)
     undo.callback(base.register_forward_hook(after, with_kwargs=True).remove)
+
+
+def noted(get_features: Callable) -> Callable:
+    """The same function; the `generate` call under way then knows that the decoder has pictures to come."""
+
+    @functools.wraps(get_features)
+    def get_noted_features(*args, **kwargs):
+        features = get_features(*args, **kwargs)
+        call = generation.get()
+        if call is not None:
+            call.encoded = True
+        return features
+
+    return get_noted_features
+
+
+def following_positions(base: nn.Module, kwargs: dict) -> Tensor | None:
+    """Positions of what follows a reduced prompt: a shell would count columns of the cache, and these got fewer.
+
+    Args:
+        base: the multimodal model without its head.
+        kwargs: of a call of it that brings no pictures.
+
+    Returns:
+        Long [B or 1, n], [3, B, n] for M-RoPE; None where no reduced prompt came before.
+    """
+    new = kwargs.get("input_ids") if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"]
+    cache = take_cache(dict(kwargs))
+    state = state_of(cache, new.shape[1])
+    if state is None:
+        return None
+    positions = state.positions_after(cache.get_seq_length(), new.shape[1])
+    return positions.expand(3, new.shape[0], -1) if is_mrope(base.language_model) else positions
+
+
+def check_handed_out(module: nn.Module, prompt: VisualPrompt, kwargs: dict, output) -> None:
+    """Check that a shell let the reduced decoder run, on the cache that it was given, and returns that cache.
+
+    Args:
+        kwargs, output: of the shell's call.
+
+    Raises:
+        RuntimeError: if the decoder did not run.
+        LibraryChanged: for another cache.
+    """
+    shell = type(module).__name__
+    if not prompt.entered:
+        raise RuntimeError(
+            f"the reduced decoder of {shell} was not entered: something replaced the forward of its language model, "
+            "and nothing would be reduced in it"
+        )
+    given = take_cache(dict(kwargs))
+    if given is not None and given is not prompt.cache:
+        raise LibraryChanged(f"{shell} to hand its cache to the decoder", "another cache, or none, in the decoder")
+    if cache_of(output) is not prompt.cache:
+        raise LibraryChanged(f"the decoder's cache in what {shell} returns", "another cache, or none")
 
 
 def replace_method(undo: ExitStack, instance: nn.Module, name: str, method: Callable) -> None:
@@ -167,14 +235,25 @@ def check_generation(model, kwargs: dict) -> None:
         value = kwargs.get(name) or getattr(config, name, None)
         if value is not None:
             raise ValueError(f"expected {name}=None while visual tokens are reduced, got {value!r}")
-    if (kwargs.get("cache_implementation") or config.cache_implementation) == "paged":
-        raise ValueError("expected a dynamic or a static cache while visual tokens are reduced, got 'paged'")
-    cache = kwargs.get("past_key_values")
+    kind = kwargs.get("cache_implementation") or config.cache_implementation
+    if kind not in CACHE_IMPLEMENTATIONS:
+        raise ValueError(f"expected a dynamic or a static cache while visual tokens are reduced, got {kind!r}")
+    cache = take_cache(dict(kwargs))
     if cache is not None and int(cache.get_seq_length()) > 0:
         raise ValueError(
             f"expected an empty cache while visual tokens are reduced, got one of {int(cache.get_seq_length())} "
             "tokens: re-using a cache across turns is not supported"
         )
+
+
+@contextmanager
+def generating(num_columns: int | None) -> Iterator[Generation]:
+    """While a `generate` call is under way: the decoder knows its prompt's columns, or None where it sees them."""
+    token = generation.set(Generation(num_columns))
+    try:
+        yield generation.get()
+    finally:
+        generation.reset(token)
 
 
 def guard_generate(undo: ExitStack, model: nn.Module) -> None:
@@ -186,11 +265,8 @@ def guard_generate(undo: ExitStack, model: nn.Module) -> None:
         kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
         check_generation(model, kwargs)
         ids = kwargs.get("input_ids") if kwargs.get("inputs") is None else kwargs["inputs"]
-        token = prompt_columns.set(None if ids is None else ids.shape[1])
-        try:
+        with generating(None if ids is None else ids.shape[1]):
             return original(**kwargs)
-        finally:
-            prompt_columns.reset(token)
 
     replace_method(undo, model, "generate", generate)
 

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaPreTrainedModel
 
-from vscan.models.shell import check_generation
+from vscan.compat import LlamaPreTrainedModel
+from vscan.models.shell import check_generation, check_handed_out, generating
 from vscan.prompt import VisualPrompt
 
 from ..llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
@@ -75,9 +75,12 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         if inputs_embeds is not None and visual_prompt is not None:
             # Beams and returned sequences repeat the rows after the prompt was embedded.
             kwargs["visual_prompt"] = visual_prompt.repeat(len(inputs_embeds) // len(visual_prompt.visual))
-        return super().forward(
+        output = super().forward(
             input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, labels=labels, **kwargs
         )
+        if "visual_prompt" in kwargs and self.model.reduction is not None:
+            check_handed_out(self, kwargs["visual_prompt"], kwargs, output)
+        return output
 
     @torch.no_grad()
     def generate(
@@ -105,4 +108,6 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         if self.model.reduction is not None:
             check_generation(self, kwargs)
         embeds, attention_mask, prompt = self.embed_prompts(inputs, attention_mask, images, image_sizes, image_features)
-        return super().generate(inputs_embeds=embeds, attention_mask=attention_mask, visual_prompt=prompt, **kwargs)
+        with generating(None) as call:
+            call.encoded = prompt is not None
+            return super().generate(inputs_embeds=embeds, attention_mask=attention_mask, visual_prompt=prompt, **kwargs)

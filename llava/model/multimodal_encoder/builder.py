@@ -9,6 +9,8 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import CLIPVisionModel
 
+from vscan.compat import build
+
 from .clip_encoder import CLIPVisionTower
 
 # How checkpoints in the original format name the weights of a tower that they hold.
@@ -80,7 +82,7 @@ def build_vision_tower(config, model_path: str | Path, **kwargs) -> CLIPVisionTo
     weights = read_tower_weights(model_path)
     if weights:
         tower_config = CLIPVisionModel.config_class.from_pretrained(path)
-        tower = CLIPVisionModel._from_config(tower_config, **kwargs)
+        tower = build(CLIPVisionModel, tower_config, **kwargs)
         tower.load_state_dict(weights)
     else:
         tower = CLIPVisionModel.from_pretrained(path, **kwargs)

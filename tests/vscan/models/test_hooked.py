@@ -9,6 +9,7 @@ from helpers import pictures, prompt, tiny_llava
 from torch import nn
 
 import vscan
+from vscan.compat import cache_of
 
 SETTING = {"visual_tokens": 20, "layers": {2: 9, 4: 5}, "local_layer": 2}
 NUM_TOKENS = 144
@@ -27,7 +28,7 @@ def run(model):
             return_dict_in_generate=True,
         )
         kept = [reduction.kept(stage).tolist() for stage in range(3)]
-    lengths = [output.past_key_values.get_seq_length(layer) for layer in range(6)]
+    lengths = [cache_of(output).get_seq_length(layer) for layer in range(6)]
     return output.sequences[:, ids.shape[1] :].tolist(), kept, lengths
 
 

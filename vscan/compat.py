@@ -1,0 +1,374 @@
+"""What the code takes from inside transformers, accelerate and torch: every name that they do not promise to keep.
+
+Nothing else in the repository imports or spells these names, so that what a new release changes is mended here. Which
+of two names holds is decided by a signature or a field, never by a version number. `check_signatures` looks at a model
+before a reduction is installed on it; `vscan.selftest` then runs a small copy of its text model.
+
+Contents:
+    LibraryChanged                       what is raised where a library is not what was tested
+    names resolved on first use          the table `_PLACES`
+    CACHE, take_cache, cache_of          the keyword of the KV cache, and caches under any of its names
+    held, cached_bytes                   what a cache's layer holds, without reading the device
+    causal_mask, rotary_of, Projections  the parts of a decoder layer's attention
+    run_clip_block, pack_crops, ...      the parts of towers and shells
+    check_signatures                     whether a model still takes the keywords used here
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import masking_utils
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+_PLACES = {
+    "BaseModelOutputWithPooling": "transformers.modeling_outputs",
+    "CLIPImageProcessorPil": "transformers",
+    "LlamaPreTrainedModel": "transformers.models.llama.modeling_llama",
+    "Qwen2VLImageProcessorPil": "transformers",
+    "Qwen2_5_VLTextModel": "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
+    "Qwen2_5_VisionTransformerPretrainedModel": "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
+    "SPIECE_UNDERLINE": "transformers.tokenization_utils_sentencepiece",
+    "SentencePieceBackend": "transformers.tokenization_utils_sentencepiece",
+    "apply_rotary_pos_emb": "transformers.models.llama.modeling_llama",
+    "capture_outputs": "transformers.utils.output_capturing",
+    "image_size_to_num_patches": "transformers.models.llava_next.modeling_llava_next",
+    "init_empty_weights": "accelerate",
+    "merge_with_config_defaults": "transformers.utils.generic",
+    "unpad_image": "transformers.models.llava_next.modeling_llava_next",
+}
+
+
+class LibraryChanged(RuntimeError):
+    """A library does not do what the code relies on, and what was tested.
+
+    Args:
+        expected, got: the two sides of what does not fit; both stand in the message, and so does the version.
+    """
+
+    def __init__(self, expected: str, got: str):
+        super().__init__(
+            f"expected {expected}, got {got}: transformers {transformers.__version__} does not do what this version "
+            "of vscan was tested with, and its answers would be wrong"
+        )
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(import_module(_PLACES[name]), name)
+    except (ImportError, AttributeError) as error:
+        raise LibraryChanged(f"{name} in {_PLACES[name]}", f"none ({error})") from error
+
+
+# ------------------------------------------------------------------------------------------------------- the KV cache
+
+# 5.24 renamed `past_key_values`; a function that is called by keyword must be called by the one that it knows.
+CACHE_NAMES = ("cache", "past_key_values")
+CACHE = next(
+    (name for name in CACHE_NAMES if name in {field.name for field in fields(BaseModelOutputWithPast)}), "cache"
+)
+ARGUMENTS = ("input_ids", "attention_mask", "position_ids", CACHE, "inputs_embeds", "use_cache")  # of a text model
+CACHE_IMPLEMENTATIONS = (None, "dynamic", "offloaded", "quantized", "static", "offloaded_static")
+
+
+def take_cache(keywords: dict) -> Cache | None:
+    """Take the cache out of a call's keywords, under whichever name it came. An empty one is false: never use `or`."""
+    found = [keywords.pop(name, None) for name in CACHE_NAMES]
+    return next((cache for cache in found if cache is not None), None)
+
+
+def cache_of(output) -> Cache | None:
+    """The cache in what a model returned, an output object or a tuple."""
+    if isinstance(output, tuple):
+        return next((part for part in output if isinstance(part, Cache)), None)
+    return getattr(output, CACHE, None)
+
+
+def held(cache: Cache, layer_idx: int) -> tuple[int, bool]:
+    """The columns that a cache holds for one layer; reads no device.
+
+    Returns:
+        Their number, and whether that is exact; a static cache counts on the device, and gives what it has allocated.
+    """
+    length = cache.get_seq_length(layer_idx)
+    if isinstance(length, int):
+        return length, True
+    keys = getattr(cache.layers[layer_idx], "keys", None)
+    return (0, True) if keys is None else (keys.shape[-2], False)
+
+
+def cached_bytes(cache: Cache) -> int:
+    """What a cache's keys and values take, in bytes; of a static cache what is allocated."""
+    parts = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
+    return sum(part.nbytes for part in parts if isinstance(part, Tensor))
+
+
+def cache_dtype(cache: Cache) -> torch.dtype | None:
+    """The dtype of a cache's keys; None where there are none."""
+    keys = getattr(cache.layers[0], "keys", None) if cache.layers else None
+    return keys.dtype if isinstance(keys, Tensor) else None
+
+
+# ------------------------------------------------------------------------------------------------------- the decoder
+
+
+def causal_mask(
+    config, hidden: Tensor, attention_mask: Tensor | None, cache: Cache | None, layer_idx: int, may_skip: bool
+):
+    """The mask of one layer, sized on what the cache holds for that layer.
+
+    No positions are given: those with gaps would be read as packed sequences.
+
+    Args:
+        hidden: [B, S, D], the layer's input.
+        attention_mask: bool [B, cached + S], or None where every column holds a token.
+        may_skip: whether a plain causal mask may be left out.
+    """
+    return masking_utils.create_causal_mask(
+        config=config,
+        inputs_embeds=hidden,
+        attention_mask=attention_mask,
+        position_ids=None,
+        layer_idx=layer_idx,
+        allow_is_causal_skip=may_skip,
+        **{CACHE: cache},
+    )
+
+
+def is_mrope(model: nn.Module) -> bool:
+    """Whether a text model's positions have three axes: time, height and width."""
+    return "mrope_section" in (model.config.rope_parameters or {})
+
+
+def rotary_of(model: nn.Module, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """The rotary embeddings (cos, sin) of positions [B or 1, S], or [3, B or 1, S] for M-RoPE."""
+    if positions.ndim == 2 and is_mrope(model):
+        positions = positions.expand(3, -1, -1)  # text counts alike on all three axes
+    return model.rotary_emb(hidden, position_ids=positions)
+
+
+class Projections(NamedTuple):
+    """What makes the queries and keys of a layer: modules, called as they are. `scale` multiplies their products."""
+
+    norm: nn.Module
+    query: nn.Module
+    key: nn.Module
+    head_dim: int
+    scale: float
+
+
+def projections(layer: nn.Module) -> Projections:
+    """Those of a decoder layer of Llama's or Qwen2's kind, or of a CLIP encoder layer."""
+    attention = layer.self_attn
+    if hasattr(layer, "input_layernorm"):
+        return Projections(
+            layer.input_layernorm, attention.q_proj, attention.k_proj, attention.head_dim, attention.scaling
+        )
+    return Projections(layer.layer_norm1, attention.q_proj, attention.k_proj, attention.head_dim, attention.scale)
+
+
+def attention_weights(layer: nn.Module, hidden: Tensor, mask: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """The weights of a decoder layer's own attention, computed eagerly: slow, for checks.
+
+    Args:
+        hidden: [B, S, D], the layer's input.
+        mask: [B, 1, S, S], added to the logits.
+        rotary: (cos, sin).
+
+    Returns:
+        [B, H, S, S].
+    """
+    attention = layer.self_attn
+    implementation = attention.config._attn_implementation
+    attention.config._attn_implementation = "eager"
+    try:
+        normed = layer.input_layernorm(hidden)
+        return attention(hidden_states=normed, attention_mask=mask, position_embeddings=rotary)[1]
+    finally:
+        attention.config._attn_implementation = implementation
+
+
+def attention_implementation(model: nn.Module) -> str:
+    """How a model computes attention, such as "sdpa"."""
+    return model.config._attn_implementation
+
+
+def execution_device(module: nn.Module) -> torch.device | None:
+    """Where accelerate, if it has spread the model, lets a module compute."""
+    device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    return None if device is None else torch.device(device)
+
+
+def rebind_forward(module: nn.Module) -> Callable[[], None] | None:
+    """After a change of its class: accelerate calls the forward that it saw when it spread the model.
+
+    Returns:
+        The function that undoes it; None for a module that accelerate does not call.
+    """
+    dispatched = module.__dict__.get("_old_forward")
+    if dispatched is None:
+        return None
+    module._old_forward = type(module).forward.__get__(module)
+    return lambda: setattr(module, "_old_forward", dispatched)
+
+
+# -------------------------------------------------------------------------------------------------- towers and shells
+
+ENCODED = "mm_encoder_outputs"  # keyword of shells: pictures that `generate` encoded before, since 5.18
+# What shells took before that: one that takes other keywords, and not this one, hands pictures over in a way unknown.
+_SHELL_KEYWORDS = {
+    *("input_ids", "pixel_values", "pixel_values_videos", "attention_mask", "position_ids", CACHE, "inputs_embeds"),
+    *("vision_feature_layer", "vision_feature_select_strategy", "image_sizes", "use_cache", "image_grid_thw"),
+    *("video_grid_thw", "rope_deltas", "mm_token_type_ids", "second_per_grid_ts", "output_attentions"),
+    *("output_hidden_states", "return_dict", "cache_position", "logits_to_keep", "labels"),
+}
+
+
+def encoded(keywords: dict, modality: str):
+    """Pictures or videos that were encoded before the shell was called, or None."""
+    return (keywords.get(ENCODED) or {}).get(modality)
+
+
+def takes_encoded(model: nn.Module) -> bool:
+    """Whether a model's `forward` takes encoded pictures."""
+    return ENCODED in inspect.signature(model.forward).parameters
+
+
+def pooled(output) -> list[Tensor]:
+    """The features in what a shell's `get_image_features` returned, one tensor a picture.
+
+    Raises:
+        LibraryChanged: for anything but an output object with `pooler_output`.
+    """
+    features = getattr(output, "pooler_output", None)
+    if features is None:
+        raise LibraryChanged("encoded pictures with a pooler_output", type(output).__name__)
+    return list(features)
+
+
+def pack_crops(shell: nn.Module, crops: list[Tensor], image_sizes: Tensor, newline: Tensor) -> list[Tensor]:
+    """LLaVA-NeXT's own packing: the crops [n, N, D] of every picture become its tokens [M, D]."""
+    packed, _ = shell.pack_image_features(
+        image_features=crops,
+        image_sizes=image_sizes,
+        vision_feature_select_strategy="default",
+        image_newline=newline,
+    )
+    return list(packed)
+
+
+def clip_blocks(tower: nn.Module) -> nn.ModuleList:
+    """The blocks of a CLIP tower."""
+    return tower.encoder.layers
+
+
+def clip_entry(tower: nn.Module, pixel_values: Tensor) -> Tensor:
+    """What the first block of a CLIP tower gets: [V, 1 + N, C]."""
+    return tower.pre_layrnorm(tower.embeddings(pixel_values))
+
+
+def run_clip_block(block: nn.Module, hidden: Tensor) -> Tensor:
+    """One block, without a mask."""
+    return block(hidden, None)
+
+
+def vision_windows(tower: nn.Module, grid_thw: Tensor, keywords: dict) -> Tensor | None:
+    """The order in which a Qwen2.5-VL tower's blocks see merged patches; it is told what was worked out for it.
+
+    Args:
+        keywords: of the tower's forward; gets the windows.
+
+    Returns:
+        Long [tokens]; None for a tower without windows.
+    """
+    if not hasattr(tower, "window_size"):
+        return None
+    order, windows = import_module("transformers.vision_utils").get_vision_window_index(
+        grid_thw, tower.spatial_merge_size, tower.window_size, tower.patch_size, kwargs=keywords
+    )
+    keywords |= {"window_index": order, "cu_window_seqlens": windows}
+    return order
+
+
+def build(cls: type, config, **options) -> nn.Module:
+    """A model of a class with random weights, in the dtype and with the attention that `options` name."""
+    return cls._from_config(config, **options)
+
+
+def memory_events(profile) -> list[tuple[int, int]]:
+    """(time in nanoseconds, bytes) of every allocation, negative where memory was freed, that torch's profiler saw."""
+    events = profile.profiler.kineto_results.events()
+    return [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
+
+
+# ----------------------------------------------------------------------------------------------------------- checks
+
+
+def text_model_of(model: nn.Module) -> nn.Module:
+    """The decoder inside a model that generates: a shell's language model, or the one below the head."""
+    return getattr(model.base_model, "language_model", model.base_model)
+
+
+def _check_takes(what: str, function: Callable, names: tuple[str, ...]) -> None:
+    taken = inspect.signature(function).parameters
+    missing = [name for name in names if name not in taken]
+    if missing:
+        raise LibraryChanged(f"{what} that takes {', '.join(missing)}", f"one of ({', '.join(taken)})")
+
+
+def check(model: nn.Module) -> None:
+    """Check that the library does what is relied on, as far as a model needs it: signatures, then `vscan.selftest`.
+
+    Args:
+        model: the model that generates.
+
+    Raises:
+        LibraryChanged: naming what does not fit.
+    """
+    from .selftest import check_text_model, stock_class  # runs the decoder loop, which takes its names from here
+
+    text_model = text_model_of(model)
+    stock = stock_class(type(text_model))
+    check_signatures(model.base_model, text_model, stock)
+    check_text_model(text_model, stock)
+
+
+def check_signatures(base: nn.Module, text_model: nn.Module, stock: type) -> None:
+    """Check that a model, its text model and the mask builder take the keywords that are used here.
+
+    Args:
+        base: the model without its head.
+        text_model: its decoder, `base` itself where it has no other parts.
+        stock: the class whose forward the decoder loop stands in for.
+
+    Raises:
+        LibraryChanged: naming what is missing.
+    """
+    _check_takes("a text model", stock.forward, ARGUMENTS)
+    first = list(inspect.signature(stock.forward).parameters)[1 : 1 + len(ARGUMENTS)]
+    if tuple(first) != ARGUMENTS:
+        raise LibraryChanged(f"a text model whose arguments begin with {', '.join(ARGUMENTS)}", ", ".join(first))
+    layer = type(text_model.layers[0])
+    of_layer = ("hidden_states", "attention_mask", "position_ids", CACHE, "use_cache", "position_embeddings")
+    _check_takes(f"a decoder layer ({layer.__name__})", layer.forward, of_layer)
+    of_mask = ("config", "inputs_embeds", "attention_mask", CACHE, "position_ids", "layer_idx", "allow_is_causal_skip")
+    _check_takes("a mask builder", masking_utils.create_causal_mask, of_mask)
+    if base is not text_model:
+        taken = {
+            name
+            for name, parameter in inspect.signature(type(base).forward).parameters.items()
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD and name != "self"
+        }
+        if CACHE not in taken:
+            raise LibraryChanged(f"a {type(base).__name__} that takes {CACHE}", f"one of ({', '.join(sorted(taken))})")
+        if ENCODED not in taken and taken - _SHELL_KEYWORDS:
+            unknown = ", ".join(sorted(taken - _SHELL_KEYWORDS))
+            raise LibraryChanged(f"a {type(base).__name__} that takes encoded pictures as {ENCODED}", unknown)
