@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from .compat import check
 from .config import Budget, ReductionConfig, count
 from .methods import method_class
 from .models import defaults, installer, unwrapped
@@ -136,6 +137,7 @@ def apply_config(model: nn.Module, config: ReductionConfig) -> Reduction:
     install = installer(model)
     of_checkpoint = (getattr(model.config, "reduction", None) or {}).get(config.method)
     reduction = Reduction(config, {**defaults(model, config.method), **(of_checkpoint or {})})
+    check(model)
     reduction._undo = install(reduction)
     return reduction
 
