@@ -1,17 +1,8 @@
 """What the code takes from inside transformers, accelerate and torch: every name that they do not promise to keep.
 
 Nothing else in the repository imports or spells these names, so that what a new release changes is mended here. Which
-of two names holds is decided by a signature or a field, never by a version number. `check_signatures` looks at a model
-before a reduction is installed on it; `vscan.selftest` then runs a small copy of its text model.
-
-Contents:
-    LibraryChanged                       what is raised where a library is not what was tested
-    names resolved on first use          the table `_PLACES`
-    CACHE, take_cache, cache_of          the keyword of the KV cache, and caches under any of its names
-    held, cached_bytes                   what a cache's layer holds, without reading the device
-    causal_mask, rotary_of, Projections  the parts of a decoder layer's attention
-    run_clip_block, pack_crops, ...      the parts of towers and shells
-    check_signatures                     whether a model still takes the keywords used here
+of two names holds is decided by a signature or a field, never by a version number. `check` looks at a model before a
+reduction is installed on it.
 """
 
 import inspect
@@ -53,7 +44,11 @@ class LibraryChanged(RuntimeError):
     """
 
     def __init__(self, expected: str, got: str):
-        super().__init__(
+        super().__init__(expected, got)
+
+    def __str__(self) -> str:
+        expected, got = self.args
+        return (
             f"expected {expected}, got {got}: transformers {transformers.__version__} does not do what this version "
             "of vscan was tested with, and its answers would be wrong"
         )
@@ -72,9 +67,7 @@ def __getattr__(name: str) -> Any:
 
 # 5.24 renamed `past_key_values`; a function that is called by keyword must be called by the one that it knows.
 CACHE_NAMES = ("cache", "past_key_values")
-CACHE = next(
-    (name for name in CACHE_NAMES if name in {field.name for field in fields(BaseModelOutputWithPast)}), "cache"
-)
+CACHE = next((field.name for field in fields(BaseModelOutputWithPast) if field.name in CACHE_NAMES), "cache")
 ARGUMENTS = ("input_ids", "attention_mask", "position_ids", CACHE, "inputs_embeds", "use_cache")  # of a text model
 CACHE_IMPLEMENTATIONS = (None, "dynamic", "offloaded", "quantized", "static", "offloaded_static")
 
@@ -132,7 +125,7 @@ def causal_mask(
         attention_mask: bool [B, cached + S], or None where every column holds a token.
         may_skip: whether a plain causal mask may be left out.
     """
-    return masking_utils.create_causal_mask(
+    return mask_builder()(
         config=config,
         inputs_embeds=hidden,
         attention_mask=attention_mask,
@@ -141,6 +134,11 @@ def causal_mask(
         allow_is_causal_skip=may_skip,
         **{CACHE: cache},
     )
+
+
+def mask_builder() -> Callable:
+    """The function that makes masks, as it is now."""
+    return masking_utils.create_causal_mask
 
 
 def is_mrope(model: nn.Module) -> bool:
@@ -223,13 +221,6 @@ def rebind_forward(module: nn.Module) -> Callable[[], None] | None:
 # -------------------------------------------------------------------------------------------------- towers and shells
 
 ENCODED = "mm_encoder_outputs"  # keyword of shells: pictures that `generate` encoded before, since 5.18
-# What shells took before that: one that takes other keywords, and not this one, hands pictures over in a way unknown.
-_SHELL_KEYWORDS = {
-    *("input_ids", "pixel_values", "pixel_values_videos", "attention_mask", "position_ids", CACHE, "inputs_embeds"),
-    *("vision_feature_layer", "vision_feature_select_strategy", "image_sizes", "use_cache", "image_grid_thw"),
-    *("video_grid_thw", "rope_deltas", "mm_token_type_ids", "second_per_grid_ts", "output_attentions"),
-    *("output_hidden_states", "return_dict", "cache_position", "logits_to_keep", "labels"),
-}
 
 
 def encoded(keywords: dict, modality: str):
@@ -270,9 +261,9 @@ def clip_blocks(tower: nn.Module) -> nn.ModuleList:
     return tower.encoder.layers
 
 
-def clip_entry(tower: nn.Module, pixel_values: Tensor) -> Tensor:
-    """What the first block of a CLIP tower gets: [V, 1 + N, C]."""
-    return tower.pre_layrnorm(tower.embeddings(pixel_values))
+def clip_entry(tower: nn.Module, embedded: Tensor) -> Tensor:
+    """What the first block of a CLIP tower gets, from embeddings [V, 1 + N, C]."""
+    return tower.pre_layrnorm(embedded)
 
 
 def run_clip_block(block: nn.Module, hidden: Tensor) -> Tensor:
@@ -317,15 +308,8 @@ def text_model_of(model: nn.Module) -> nn.Module:
     return getattr(model.base_model, "language_model", model.base_model)
 
 
-def _check_takes(what: str, function: Callable, names: tuple[str, ...]) -> None:
-    taken = inspect.signature(function).parameters
-    missing = [name for name in names if name not in taken]
-    if missing:
-        raise LibraryChanged(f"{what} that takes {', '.join(missing)}", f"one of ({', '.join(taken)})")
-
-
 def check(model: nn.Module) -> None:
-    """Check that the library does what is relied on, as far as a model needs it: signatures, then `vscan.selftest`.
+    """Check that transformers does what a model needs here: signatures, then small copies of its parts.
 
     Args:
         model: the model that generates.
@@ -333,42 +317,14 @@ def check(model: nn.Module) -> None:
     Raises:
         LibraryChanged: naming what does not fit.
     """
-    from .selftest import check_text_model, stock_class  # runs the decoder loop, which takes its names from here
+    # These run the decoder loop and the tower, which take their names from here.
+    from .selftest import check_text_model, stock_class
+    from .selftest_tower import check_clip_tower, clip_tower_of
+    from .signatures import check_signatures
 
-    text_model = text_model_of(model)
+    text_model, tower = text_model_of(model), clip_tower_of(model)
     stock = stock_class(type(text_model))
     check_signatures(model.base_model, text_model, stock)
     check_text_model(text_model, stock)
-
-
-def check_signatures(base: nn.Module, text_model: nn.Module, stock: type) -> None:
-    """Check that a model, its text model and the mask builder take the keywords that are used here.
-
-    Args:
-        base: the model without its head.
-        text_model: its decoder, `base` itself where it has no other parts.
-        stock: the class whose forward the decoder loop stands in for.
-
-    Raises:
-        LibraryChanged: naming what is missing.
-    """
-    _check_takes("a text model", stock.forward, ARGUMENTS)
-    first = list(inspect.signature(stock.forward).parameters)[1 : 1 + len(ARGUMENTS)]
-    if tuple(first) != ARGUMENTS:
-        raise LibraryChanged(f"a text model whose arguments begin with {', '.join(ARGUMENTS)}", ", ".join(first))
-    layer = type(text_model.layers[0])
-    of_layer = ("hidden_states", "attention_mask", "position_ids", CACHE, "use_cache", "position_embeddings")
-    _check_takes(f"a decoder layer ({layer.__name__})", layer.forward, of_layer)
-    of_mask = ("config", "inputs_embeds", "attention_mask", CACHE, "position_ids", "layer_idx", "allow_is_causal_skip")
-    _check_takes("a mask builder", masking_utils.create_causal_mask, of_mask)
-    if base is not text_model:
-        taken = {
-            name
-            for name, parameter in inspect.signature(type(base).forward).parameters.items()
-            if parameter.kind is not inspect.Parameter.VAR_KEYWORD and name != "self"
-        }
-        if CACHE not in taken:
-            raise LibraryChanged(f"a {type(base).__name__} that takes {CACHE}", f"one of ({', '.join(sorted(taken))})")
-        if ENCODED not in taken and taken - _SHELL_KEYWORDS:
-            unknown = ", ".join(sorted(taken - _SHELL_KEYWORDS))
-            raise LibraryChanged(f"a {type(base).__name__} that takes encoded pictures as {ENCODED}", unknown)
+    if tower is not None:
+        check_clip_tower(tower)

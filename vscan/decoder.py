@@ -7,9 +7,7 @@ packed sequences.
 """
 
 from collections.abc import Callable
-from contextvars import ContextVar
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,9 +18,6 @@ from .attention import device_of, prompt_rows
 from .compat import (
     ARGUMENTS,
     CACHE,
-    LibraryChanged,
-    cache_dtype,
-    cached_bytes,
     capture_outputs,
     causal_mask,
     held,
@@ -31,28 +26,10 @@ from .compat import (
     take_cache,
 )
 from .config import Budget, count
+from .guards import check_dense, check_prefill, check_step, generation
 from .masks import all_true, padding_mask
-from .prompt import Cached, PromptState, Segment, VisualPrompt
+from .prompt import PromptState, Segment, VisualPrompt
 from .scan import top
-
-
-@dataclass
-class Generation:
-    """What is known of the `generate` call under way.
-
-    Args:
-        num_columns: of its prompt, or None. Without a cache every step brings the answer so far as well, and the query
-            must stay the last token of the prompt.
-        encoded: pictures were encoded under a reduction, and the decoder has not been given them yet.
-        reduced: a prompt was reduced, so that there is a cache which holds its state.
-    """
-
-    num_columns: int | None
-    encoded: bool = False
-    reduced: bool = False
-
-
-generation: ContextVar[Generation | None] = ContextVar("generation", default=None)
 
 # Before layer k: the hidden states [B, S, D], which columns are valid (bool, or None for all), and their positions.
 Boundary = Callable[[int, Tensor], tuple[Tensor, Tensor | None, Tensor]]
@@ -201,64 +178,6 @@ def state_of(cache: Cache | None, num_new: int) -> PromptState | None:
             del cache.visual_prompt_state
             return None
     return state
-
-
-def check_dense(cache: Cache | None, num_new: int) -> bool:
-    """Check that a call which brings no pictures and follows no reduced prompt should be one.
-
-    Args:
-        num_new: tokens that it brings.
-
-    Returns:
-        Whether it begins a prompt; for one token and a static cache, which counts on the device, that is not known.
-
-    Raises:
-        LibraryChanged: if pictures were encoded for it, or if it was to follow a reduced prompt.
-        ValueError: for a cache that only a reduced prompt can have left.
-    """
-    seen = 0 if cache is None else cache.get_seq_length()
-    if not isinstance(seen, int) and num_new == 1:
-        return False
-    call = generation.get()
-    if call is not None and call.encoded:
-        raise LibraryChanged("pictures that were encoded to be handed to the decoder", "a prompt without them")
-    if call is not None and call.reduced and cache is not None and int(seen) == 0:
-        raise LibraryChanged("the cache that holds the reduced prompt at every later step", "an empty cache")
-    if isinstance(seen, int) and seen > 0:
-        last = held(cache, len(cache.layers) - 1)[0]
-        if last != seen:
-            raise ValueError(
-                f"expected a cache as a reduced prompt left it, got one of {seen} columns in its first layer and "
-                f"{last} in its last without that prompt's state: it was copied or converted"
-            )
-    return int(seen) == 0
-
-
-def check_prefill(cache: Cache, state: PromptState, num_layers: int) -> Cached:
-    """Check that a cache holds a prompt as the layers were given it: the first and the last layer of every segment.
-
-    Returns:
-        What the cache holds, for statistics.
-
-    Raises:
-        LibraryChanged: naming the layer.
-    """
-    lengths, starts = [], state.by_start
-    for start, end in pairwise([*starts, num_layers]):
-        expected = starts[start].length
-        lengths += [expected] * (end - start)
-        for layer in {start, end - 1}:
-            got, exact = held(cache, layer)
-            if got != expected if exact else got < expected:
-                raise LibraryChanged(f"{expected} columns in the cache of layer {layer} after the prompt", str(got))
-    return Cached(lengths, cached_bytes(cache), cache_dtype(cache))
-
-
-def check_step(cache: Cache, before: int, num_new: int) -> None:
-    """Check that the first layer's cache grew by what came; a static cache counts on the device and is not asked."""
-    got, exact = held(cache, 0)
-    if exact and got != before + num_new:
-        raise LibraryChanged(f"{before + num_new} columns in the cache of layer 0 after {num_new} more", str(got))
 
 
 def _prefill(model, prompt: VisualPrompt, hidden, attention_mask, position_ids, cache):

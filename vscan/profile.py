@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from . import bench_qwen
 from .bench import MODELS, TIMES, Bench, Row, build, plan
+from .compat import attention_implementation
 from .eval.arguments import add, budget, parse, positive
 from .flops import decoder_flops, kv_cache_bytes
 from .methods import METHODS
@@ -230,7 +231,7 @@ def main(argv: list[str]) -> None:
     bench, rows, full_layers = prepare(args, hyper_parameters)
     print(
         f"{args.model or args.model_path}, {bench.config.num_hidden_layers} of {full_layers} decoder layers, "
-        f"{args.method}, {bench.model.dtype}, {bench.config._attn_implementation}, batch {args.batch_size}, "
+        f"{args.method}, {bench.model.dtype}, {attention_implementation(bench.model)}, batch {args.batch_size}, "
         f"{bench}"
     )
     print(

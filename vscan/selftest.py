@@ -10,11 +10,13 @@ without a cache, so that a cache that is not used, or positions that are not fol
 4. the row by which the decoder ranks is the stock layer's own weights under eager attention.
 
 It runs once a process for a class and the functions that it is made of, in some 30 ms; VSCAN_SELFTEST=0 leaves it out.
+`vscan.selftest_tower` does the same for a CLIP tower.
 """
 
 import copy
 import os
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from types import FunctionType, SimpleNamespace
 
@@ -24,7 +26,8 @@ from transformers import DynamicCache, cache_utils, masking_utils
 
 from .attention import prompt_rows
 from .compat import CACHE, LibraryChanged, attention_implementation, build, causal_mask, is_mrope, rotary_of
-from .decoder import Decoder, generation
+from .decoder import Decoder
+from .guards import generation
 from .methods.base import Method
 from .models.shell import reduced_class
 from .prompt import Segment, VisualPrompt
@@ -54,24 +57,29 @@ def check_text_model(text_model: nn.Module, stock: type) -> None:
     Raises:
         LibraryChanged: naming the first step that does not fit.
     """
-    if os.environ.get("VSCAN_SELFTEST") == "0":
-        return
     implementation = attention_implementation(text_model)
     implementation = implementation if implementation in ("sdpa", "eager") else "sdpa"  # what a CPU has
     rope = str(getattr(text_model.config, "rope_parameters", None))
-    key = (stock, implementation, rope, *_functions(stock, type(text_model.layers[0])))
-    if key in _passed:
+    key = (stock, implementation, rope, *functions(stock, type(text_model.layers[0])))
+    once(stock.__name__, key, lambda: _Trial(text_model, stock, implementation).run())
+
+
+def once(name: str, key: tuple, trial: Callable[[], None]) -> None:
+    """Run a trial of a small copy on the CPU, unless one of the same key has passed before in this process.
+
+    Raises:
+        LibraryChanged: from the trial, or for whatever else ends it.
+    """
+    if os.environ.get("VSCAN_SELFTEST") == "0" or key in _passed:
         return
     token = generation.set(None)
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad(), _on_cpu(), torch.autocast("cpu", enabled=False):
-            _Trial(text_model, stock, implementation).run()
+            trial()
     except LibraryChanged:
         raise
     except Exception as error:
-        raise LibraryChanged(
-            f"a small copy of {stock.__name__} to run through the decoder loop", f"{type(error).__name__}: {error}"
-        ) from error
+        raise LibraryChanged(f"a small copy of {name} to run", f"{type(error).__name__}: {error}") from error
     finally:
         generation.reset(token)
     _passed.add(key)
@@ -82,7 +90,7 @@ def _on_cpu():
     return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
 
 
-def _functions(*classes: type) -> list[FunctionType]:
+def functions(*classes: type) -> list[FunctionType]:
     """The functions that a result rests on: those of the classes' modules, of masks and of caches. One that is replaced
     while the process runs makes another key."""
     names = dict.fromkeys(base.__module__ for cls in classes for base in cls.__mro__ if base.__module__ != "builtins")
@@ -95,6 +103,15 @@ def _functions(*classes: type) -> list[FunctionType]:
             elif isinstance(value, type) and value.__module__ == module.__name__:
                 found += [member for member in vars(value).values() if isinstance(member, FunctionType)]
     return found
+
+
+def copy_of(cls: type, config, implementation: str, random: torch.Generator) -> nn.Module:
+    """A model with random weights that are large enough for every part to matter, in float32."""
+    model = build(cls, config, dtype=torch.float32, attn_implementation=implementation).eval()
+    for parameter in model.parameters():
+        centre = 0.0 if parameter.ndim > 1 else float(parameter.mean())
+        parameter.copy_(centre + 0.3 * torch.randn(parameter.shape, generator=random))
+    return model
 
 
 def _small(config):
@@ -121,11 +138,7 @@ class _Trial:
 
     def __init__(self, text_model: nn.Module, stock: type, implementation: str):
         random = torch.Generator().manual_seed(0)
-        config = _small(text_model.config)
-        self.model = build(stock, config, dtype=torch.float32, attn_implementation=implementation).eval()
-        for parameter in self.model.parameters():
-            centre = 0.0 if parameter.ndim > 1 else float(parameter.mean())
-            parameter.copy_(centre + 0.3 * torch.randn(parameter.shape, generator=random))
+        self.model = copy_of(stock, _small(text_model.config), implementation, random)
         self.ours = copy.copy(self.model)
         self.ours.__class__ = reduced_class(stock, Decoder)
         self.embeds = torch.randn((2, LENGTH + 1, HEADS * HEAD_DIM), generator=random)
@@ -234,9 +247,7 @@ class _Trial:
 
 
 def same(what: str, stock: Tensor, ours: Tensor) -> None:
-    """Raise LibraryChanged if what the loop gives is not what the library gives."""
+    """Raise LibraryChanged if what is computed here is not what the library gives."""
     difference = (stock - ours).abs().max().item() if stock.shape == ours.shape else torch.inf
     if not difference <= TOLERANCE * max(1.0, stock.abs().max().item()):
-        raise LibraryChanged(
-            f"{what} to give the same in a text model and in the decoder loop", f"{difference:.2g} apart"
-        )
+        raise LibraryChanged(f"{what} to be the same from transformers and from vscan", f"{difference:.2g} apart")

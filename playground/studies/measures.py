@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vscan.attention import split_heads
+from vscan.compat import projections
 
 
 def auc(scores: np.ndarray, positive: np.ndarray, negative: np.ndarray) -> float:
@@ -48,13 +49,13 @@ def attention_distance(layer: nn.Module, hidden: Tensor, distances: Tensor) -> T
     Returns:
         [V] fp32, in patches.
     """
-    attention = layer.self_attn
-    normed = layer.layer_norm1(hidden)
-    queries = split_heads(attention.q_proj(normed[:, 1:]), attention.head_dim).float()
-    keys = split_heads(attention.k_proj(normed[:, 1:]), attention.head_dim).float()
+    norm, to_query, to_key, head_dim, scale = projections(layer)
+    normed = norm(hidden)
+    queries = split_heads(to_query(normed[:, 1:]), head_dim).float()
+    keys = split_heads(to_key(normed[:, 1:]), head_dim).float()
     # The map of one view at a time: those of a batch would be gigabytes. Without [CLS] among the keys the softmax is
     # the layer's own, renormalised over the patches.
-    rows = [(q @ k.transpose(1, 2) * attention.scale).softmax(-1) for q, k in zip(queries, keys, strict=True)]
+    rows = [(q @ k.transpose(1, 2) * scale).softmax(-1) for q, k in zip(queries, keys, strict=True)]
     return torch.stack([(row * distances.to(row)).sum(-1).mean() for row in rows])
 
 

@@ -16,7 +16,7 @@ from transformers import LlamaForCausalLM
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import build_prompt
 from llava.mm_utils import tokenizer_image_token
-from vscan.compat import apply_rotary_pos_emb
+from vscan.compat import apply_rotary_pos_emb, projections
 
 from ..scenes.questions import Question
 from ..scenes.world import SHAPES
@@ -150,12 +150,13 @@ def norm(module: nn.Module, hidden: Tensor) -> Tensor:
 def _layer(layer, hidden: Tensor, rotation, mask: Tensor, num_prefix: int, is_last: bool) -> Tensor:
     """One decoder layer; the last is computed for the questions only, nobody reads the rest."""
     attention = layer.self_attn
-    normed = norm(layer.input_layernorm, hidden)
+    input_norm, to_query, to_key, head_dim, _ = projections(layer)
+    normed = norm(input_norm, hidden)
 
     def heads(states: Tensor) -> Tensor:
-        return states.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+        return states.unflatten(-1, (-1, head_dim)).transpose(1, 2)
 
-    query, key = apply_rotary_pos_emb(heads(attention.q_proj(normed)), heads(attention.k_proj(normed)), *rotation)
+    query, key = apply_rotary_pos_emb(heads(to_query(normed)), heads(to_key(normed)), *rotation)
     value = heads(attention.v_proj(normed))
     output = F.scaled_dot_product_attention(query[:, :, num_prefix:], key, value, attn_mask=mask)
     if not is_last:

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPVisionModel
 
+from vscan.compat import clip_blocks, clip_entry, run_clip_block
+
 from ..scenes.world import GRID
 from . import running
 from .labels import COLOUR, LETTER, NUM_CLASSES, NUM_SCENE_CLASSES, SHAPE, patch_labels, scene_labels
@@ -45,11 +47,11 @@ class Tower(nn.Module):
         table = embeddings.position_embedding
         first = torch.zeros_like(positions[:, :1])
         hidden = torch.cat([cls, patches], 1) + table(torch.cat([first, positions + 1], 1))
-        hidden = self.tower.pre_layrnorm(hidden)
-        blocks = self.tower.encoder.layers
+        hidden = clip_entry(self.tower, hidden)
+        blocks = clip_blocks(self.tower)
         read = hidden
         for index, block in enumerate(blocks):
-            hidden = block(hidden, None)
+            hidden = run_clip_block(block, hidden)
             if index == len(blocks) + FEATURE_LAYER:
                 read = hidden
         return read, hidden

@@ -6,12 +6,16 @@ The table of what spoke stands in CONTRIBUTING.md too, and must be the same.
 
 import functools
 import inspect
+import pickle
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+import transformers
+import transformers.models.clip.modeling_clip as clip
 import transformers.models.llama.modeling_llama as llama
 import transformers.models.llava.modeling_llava as llava
 import transformers.models.qwen2_5_vl.modeling_qwen2_5_vl as qwen
@@ -20,7 +24,8 @@ from qwen_helpers import image, inputs_of, tiny_qwen
 from transformers import cache_utils, masking_utils
 
 import vscan
-from vscan.compat import CACHE, ENCODED, cache_of
+from vscan import selftest
+from vscan.compat import CACHE, ENCODED, LibraryChanged, cache_of, check
 from vscan.oracle import masked_logits, recorded
 
 NUM_ANSWER, RTOL = 5, 2e-5
@@ -178,9 +183,13 @@ def rotary_swaps_axes(patch, family):
     keyword_call(patch, family.rotary, change)
 
 
-def encoded_keyword_renamed(patch, family):
+def needs_encoded_pictures(family):
     if ENCODED not in inspect.signature(family.shell.forward).parameters:
         pytest.skip("this transformers encodes no pictures before the shell is called")
+
+
+def encoded_keyword_renamed(patch, family):
+    needs_encoded_pictures(family)
     head = family.head.forward
     patch.setattr(family.shell, "forward", renamed(family.shell.forward, ENCODED, "mm_features"))
 
@@ -198,6 +207,7 @@ def encoded_keyword_renamed(patch, family):
 
 def encoded_pictures_lost(patch, family):
     """generate encodes them, and the head forgets to pass them on."""
+    needs_encoded_pictures(family)
     keyword_call(
         patch,
         family.head,
@@ -376,12 +386,60 @@ def last_layer_shares_the_cache_of_the_first(patch, family):
     patch.setattr(cache_utils.Cache, "update", update)
 
 
-SIGNATURES, SELF_TEST, PROMPT, STEP = "signatures", "self-test", "after the prompt", "after a step"
-SHELL, FEATURES, RIGHT = "the shell's hand-over", "encoded pictures", "right answer"
+def step_ignores_cache(patch, family):
+    def change(forward, self, kw):
+        return forward(self, **{**kw, CACHE: kw.get(CACHE) if kw["hidden_states"].shape[1] > 1 else None})
+
+    keyword_call(patch, family.layer, change)
+
+
+def decoded_tokens_are_not_kept(patch, family):
+    original = cache_utils.DynamicLayer.update
+
+    def update(self, keys, values, *args, **kwargs):
+        before = getattr(self, "keys", None), getattr(self, "values", None)
+        found = original(self, keys, values, *args, **kwargs)
+        if keys.shape[-2] == 1:
+            self.keys, self.values = before
+        return found
+
+    patch.setattr(cache_utils.DynamicLayer, "update", update)
+
+
+def tower_scales_embeddings(patch, family):
+    keyword_call(
+        patch, clip.CLIPEncoder, lambda f, self, kw: f(self, **{**kw, "inputs_embeds": 2 * kw["inputs_embeds"]})
+    )
+
+
+def tower_attention_scales_anew(patch, family):
+    def change(forward, self, kw):
+        scale, self.scale = self.scale, self.scale * 2
+        try:
+            return forward(self, **kw)
+        finally:
+            self.scale = scale
+
+    keyword_call(patch, clip.CLIPAttention, change)
+
+
+def tower_block_wants_more(patch, family):
+    forward = clip.CLIPEncoderLayer.forward
+
+    def wants_more(self, hidden_states, attention_mask, causal_attention_mask, **kwargs):
+        return forward(self, hidden_states, attention_mask, **kwargs)
+
+    patch.setattr(clip.CLIPEncoderLayer, "forward", wants_more)
+
+
+SIGNATURES, SELF_TEST, TOWER = "signatures", "self-test", "self-test of the tower"
+PROMPT, STEP = "after the prompt", "at a step"
+SHELL, FEATURES, RIGHT = "the shell's hand-over", "encoded pictures", "the right answer"
 # What an error went through -> which check that is.
 CHECKS = {
     "check_signatures": SIGNATURES,
     "check_text_model": SELF_TEST,
+    "check_clip_tower": TOWER,
     "check_prefill": PROMPT,
     "check_step": STEP,
     "check_dense": STEP,
@@ -418,7 +476,14 @@ TABLE = [
     ("the head returns another cache", head_returns_another_cache, STEP, STEP),
     ("generate copies the cache", cache_copied_by_generate, STEP, STEP),
     ("two layers share a cache", last_layer_shares_the_cache_of_the_first, SELF_TEST, SELF_TEST),
+    ("a layer ignores its cache at a decoded token", step_ignores_cache, SELF_TEST, SELF_TEST),
+    ("the cache does not keep decoded tokens", decoded_tokens_are_not_kept, SELF_TEST, SELF_TEST),
+    ("CLIP's tower scales its embeddings", tower_scales_embeddings, TOWER, None),
+    ("CLIP's attention scales its logits anew", tower_attention_scales_anew, TOWER, None),
+    ("CLIP's blocks want another mask", tower_block_wants_more, TOWER, None),
 ]
+# What speaks where the self-test is left out.
+LATER = [(layer_ignores_cache, PROMPT), (decoded_tokens_are_not_kept, STEP)]
 CASES = [
     pytest.param(change, name, expected, id=f"{name}-{change.__name__}")
     for _, change, *of_families in TABLE
@@ -465,6 +530,43 @@ def outcome(family: Family) -> str:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_nothing_changed(name):
     assert outcome(FAMILIES[name]) == RIGHT
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("change", "expected"), LATER)
+def test_what_the_self_test_would_have_found_is_found_at_run_time_too(monkeypatch, change, name, expected):
+    monkeypatch.setenv("VSCAN_SELFTEST", "0")
+    change(monkeypatch, FAMILIES[name])
+    assert outcome(FAMILIES[name]) == expected
+
+
+def test_the_table_stands_in_contributing():
+    text = (Path(__file__).resolve().parents[2] / "CONTRIBUTING.md").read_text()
+    for change, _, *spoke_up in TABLE:
+        cells = " | ".join("-" if check is None else check for check in spoke_up)
+        assert f"| {change} | {cells} |" in text.splitlines()
+
+
+def test_a_message_names_the_version_and_survives_a_process():
+    error = pickle.loads(pickle.dumps(LibraryChanged("5 columns", "0")))
+    assert str(error).startswith(f"expected 5 columns, got 0: transformers {transformers.__version__} does not do what")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_self_test_runs_once_and_draws_no_random_number(monkeypatch, name):
+    model, _ = FAMILIES[name].model_and_inputs()
+    runs = []
+    monkeypatch.setattr(selftest, "_passed", set())
+    monkeypatch.setattr(selftest._Trial, "run", lambda self: runs.append(self))
+    before = torch.get_rng_state()
+    monkeypatch.setenv("VSCAN_SELFTEST", "0")
+    check(model)
+    assert len(runs) == 0
+    monkeypatch.delenv("VSCAN_SELFTEST")
+    check(model)
+    check(model)
+    assert len(runs) == 1
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(("change", "name", "expected"), CASES)

@@ -106,7 +106,7 @@ def _run_tower(
     wanted = {layer % len(blocks) for layer in row_layers}
     last = max([num_run - 1, *wanted])
     rows = {}
-    hidden = clip_entry(tower, pixel_values.to(device_of(tower.embeddings)))
+    hidden = clip_entry(tower, tower.embeddings(pixel_values.to(device_of(tower.embeddings))))
     features = hidden
     for index, block in enumerate(blocks[: last + 1]):
         if index in wanted:

@@ -3,8 +3,8 @@ and what cannot work refused. Instances only, and all of it undone by one ExitSt
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 
@@ -14,13 +14,13 @@ from ..compat import (
     CACHE_IMPLEMENTATIONS,
     BaseModelOutputWithPooling,
     LibraryChanged,
-    cache_of,
     encoded,
     is_mrope,
     rebind_forward,
     take_cache,
 )
-from ..decoder import Decoder, Generation, generation, state_of
+from ..decoder import Decoder, state_of
+from ..guards import check_handed_out, generating, generation
 from ..masks import padding_mask
 from ..prompt import VisualPrompt
 
@@ -188,29 +188,6 @@ def following_positions(base: nn.Module, kwargs: dict) -> Tensor | None:
     return positions.expand(3, new.shape[0], -1) if is_mrope(base.language_model) else positions
 
 
-def check_handed_out(module: nn.Module, prompt: VisualPrompt, kwargs: dict, output) -> None:
-    """Check that a shell let the reduced decoder run, on the cache that it was given, and returns that cache.
-
-    Args:
-        kwargs, output: of the shell's call.
-
-    Raises:
-        RuntimeError: if the decoder did not run.
-        LibraryChanged: for another cache.
-    """
-    shell = type(module).__name__
-    if not prompt.entered:
-        raise RuntimeError(
-            f"the reduced decoder of {shell} was not entered: something replaced the forward of its language model, "
-            "and nothing would be reduced in it"
-        )
-    given = take_cache(dict(kwargs))
-    if given is not None and given is not prompt.cache:
-        raise LibraryChanged(f"{shell} to hand its cache to the decoder", "another cache, or none, in the decoder")
-    if cache_of(output) is not prompt.cache:
-        raise LibraryChanged(f"the decoder's cache in what {shell} returns", "another cache, or none")
-
-
 def replace_method(undo: ExitStack, instance: nn.Module, name: str, method: Callable) -> None:
     """Replace a method of one instance; its signature stays readable, because generate filters keywords by it."""
     functools.update_wrapper(method, getattr(instance, name))
@@ -244,16 +221,6 @@ def check_generation(model, kwargs: dict) -> None:
             f"expected an empty cache while visual tokens are reduced, got one of {int(cache.get_seq_length())} "
             "tokens: re-using a cache across turns is not supported"
         )
-
-
-@contextmanager
-def generating(num_columns: int | None) -> Iterator[Generation]:
-    """While a `generate` call is under way: the decoder knows its prompt's columns, or None where it sees them."""
-    token = generation.set(Generation(num_columns))
-    try:
-        yield generation.get()
-    finally:
-        generation.reset(token)
 
 
 def guard_generate(undo: ExitStack, model: nn.Module) -> None:

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from vscan.compat import LlamaPreTrainedModel
-from vscan.models.shell import check_generation, check_handed_out, generating
+from vscan.guards import check_handed_out, generating
+from vscan.models.shell import check_generation
 from vscan.prompt import VisualPrompt
 
 from ..llava_arch import LlavaMetaForCausalLM, LlavaMetaModel

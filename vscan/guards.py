@@ -1,0 +1,128 @@
+"""What is checked of every prompt and every decoded token under a reduction, on the host alone: no device is read.
+
+The cache that goes out is the one that came in; after a prompt the first and the last layer of every segment hold what
+they were given; a decoded token grows the cache by one and finds the prompt's state on it; pictures that were encoded
+reach the decoder.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from itertools import pairwise
+
+from torch import nn
+from transformers import Cache
+
+from .compat import LibraryChanged, cache_dtype, cache_of, cached_bytes, held, take_cache
+from .prompt import Cached, PromptState, VisualPrompt
+
+
+@dataclass
+class Generation:
+    """What is known of the `generate` call under way.
+
+    Args:
+        num_columns: of its prompt, or None. Without a cache every step brings the answer so far as well, and the query
+            must stay the last token of the prompt.
+        encoded: pictures were encoded under a reduction, and the decoder has not been given them yet.
+        reduced: a prompt was reduced, so that there is a cache which holds its state.
+    """
+
+    num_columns: int | None
+    encoded: bool = False
+    reduced: bool = False
+
+
+generation: ContextVar[Generation | None] = ContextVar("generation", default=None)
+
+
+@contextmanager
+def generating(num_columns: int | None) -> Iterator[Generation]:
+    """While a `generate` call is under way: the decoder knows its prompt's columns, or None where it sees them."""
+    token = generation.set(Generation(num_columns))
+    try:
+        yield generation.get()
+    finally:
+        generation.reset(token)
+
+
+def check_dense(cache: Cache | None, num_new: int) -> bool:
+    """Check that a call which brings no pictures and follows no reduced prompt should be one.
+
+    Args:
+        num_new: tokens that it brings.
+
+    Returns:
+        Whether it begins a prompt; for one token and a static cache, which counts on the device, that is not known.
+
+    Raises:
+        LibraryChanged: if pictures were encoded for it, or if it was to follow a reduced prompt.
+        ValueError: for a cache that only a reduced prompt can have left.
+    """
+    seen = 0 if cache is None else cache.get_seq_length()
+    if not isinstance(seen, int) and num_new == 1:
+        return False
+    call = generation.get()
+    if call is not None and call.encoded:
+        raise LibraryChanged("pictures that were encoded to be handed to the decoder", "a prompt without them")
+    if call is not None and call.reduced and cache is not None and int(seen) == 0:
+        raise LibraryChanged("the cache that holds the reduced prompt at every later step", "an empty cache")
+    if isinstance(seen, int) and seen > 0:
+        last = held(cache, len(cache.layers) - 1)[0]
+        if last != seen:
+            raise ValueError(
+                f"expected a cache as a reduced prompt left it, got one of {seen} columns in its first layer and "
+                f"{last} in its last without that prompt's state: it was copied or converted"
+            )
+    return int(seen) == 0
+
+
+def check_prefill(cache: Cache, state: PromptState, num_layers: int) -> Cached:
+    """Check that a cache holds a prompt as the layers were given it: the first and the last layer of every segment.
+
+    Returns:
+        What the cache holds, for statistics.
+
+    Raises:
+        LibraryChanged: naming the layer.
+    """
+    lengths, starts = [], state.by_start
+    for start, end in pairwise([*starts, num_layers]):
+        expected = starts[start].length
+        lengths += [expected] * (end - start)
+        for layer in {start, end - 1}:
+            got, exact = held(cache, layer)
+            if got != expected if exact else got < expected:
+                raise LibraryChanged(f"{expected} columns in the cache of layer {layer} after the prompt", str(got))
+    return Cached(lengths, cached_bytes(cache), cache_dtype(cache))
+
+
+def check_step(cache: Cache, before: int, num_new: int) -> None:
+    """Check that the first layer's cache grew by what came; a static cache counts on the device and is not asked."""
+    got, exact = held(cache, 0)
+    if exact and got != before + num_new:
+        raise LibraryChanged(f"{before + num_new} columns in the cache of layer 0 after {num_new} more", str(got))
+
+
+def check_handed_out(module: nn.Module, prompt: VisualPrompt, kwargs: dict, output) -> None:
+    """Check that a shell let the reduced decoder run, on the cache that it was given, and returns that cache.
+
+    Args:
+        kwargs, output: of the shell's call.
+
+    Raises:
+        RuntimeError: if the decoder did not run.
+        LibraryChanged: for another cache.
+    """
+    shell = type(module).__name__
+    if not prompt.entered:
+        raise RuntimeError(
+            f"the reduced decoder of {shell} was not entered: something replaced the forward of its language model, "
+            "and nothing would be reduced in it"
+        )
+    given = take_cache(dict(kwargs))
+    if given is not None and given is not prompt.cache:
+        raise LibraryChanged(f"{shell} to hand its cache to the decoder", "another cache, or none, in the decoder")
+    if cache_of(output) is not prompt.cache:
+        raise LibraryChanged(f"the decoder's cache in what {shell} returns", "another cache, or none")
