@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from .compat import check
 from .config import Budget, ReductionConfig, count
-from .methods import method_class
+from .methods import make_method
 from .models import defaults, installer, unwrapped
 from .prompt import PromptState
 from .stats import Stats, collect
@@ -26,15 +26,7 @@ class Reduction:
 
     def __init__(self, config: ReductionConfig, defaults: dict | None = None):
         self.config = config
-        cls = method_class(config.method)
-        fields = {**(defaults or {}), **config.fields}
-        unknown = set(fields) - set(cls.__dataclass_fields__)
-        if unknown:
-            raise ValueError(
-                f"method {config.method!r}: expected hyper-parameters among {sorted(cls.__dataclass_fields__)}, "
-                f"got {sorted(unknown)}"
-            )
-        self.method = cls(**fields)
+        self.method = make_method(config.method, {**(defaults or {}), **config.fields})
         self.last: PromptState | None = None
 
     def fit(

@@ -3,6 +3,7 @@
 import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any
 
 Budget = int | float
@@ -26,9 +27,13 @@ def count(num_tokens: int, budget: Budget | None, num_views: int = 1) -> int:
 
 
 def check_budget(budget: Any, name: str, least: int = 1) -> Budget:
-    """Return `budget` if it is one: an int of at least `least`, or a float in (0, 1]; else raise ValueError."""
-    if isinstance(budget, bool) or not isinstance(budget, int | float):
+    """Return `budget` if it is one: an int of at least `least`, or a float in (0, 1]; else raise ValueError.
+
+    Numbers of numpy become Python's.
+    """
+    if isinstance(budget, bool) or not isinstance(budget, Real):
         raise ValueError(f"{name}: expected a count (int) or a share (float), got {budget!r}")
+    budget = int(budget) if isinstance(budget, Integral) else float(budget)
     if isinstance(budget, int) and budget < least:
         raise ValueError(f"{name}: expected a count of at least {least}, got {budget}")
     if isinstance(budget, float) and not 0 < budget <= 1:
@@ -49,11 +54,11 @@ def check_layers(layers: Any) -> tuple[tuple[int, Budget], ...]:
         if not isinstance(stage, Sequence) or len(stage) != 2:
             raise ValueError(f"layers: expected pairs of layer and budget such as {{16: 32}}, got {stage!r}")
         layer, budget = stage
-        if isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
+        if isinstance(layer, bool) or not isinstance(layer, Integral) or layer < 0:
             raise ValueError(f"layers: expected a decoder layer of 0 or more, got {layer!r}")
         if stages and layer <= stages[-1][0]:
             raise ValueError(f"layers: expected ascending decoder layers, got {layer} after {stages[-1][0]}")
-        stages.append((layer, check_budget(budget, f"layers: budget of layer {layer}", least=0)))
+        stages.append((int(layer), check_budget(budget, f"layers: budget of layer {layer}", least=0)))
     return tuple(stages)
 
 
@@ -61,7 +66,7 @@ def parse_list(text: str | None, name: str) -> list | None:
     """Read a list from a command line: '[8,16]' -> [8, 16], 'None' or no flag at all -> None; ValueError otherwise."""
     try:
         value = None if text is None else ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         value = text
     if value is not None and not isinstance(value, list | tuple):
         raise ValueError(f"{name}: expected a list such as '[16]', or None, got {text!r}")
@@ -94,12 +99,12 @@ class ReductionConfig:
     def __post_init__(self):
         from .methods import METHODS
 
-        if self.method not in METHODS:
+        if not isinstance(self.method, str) or self.method not in METHODS:
             raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {self.method!r}")
         if self.positions not in POSITIONS:
             raise ValueError(f"positions: expected one of {', '.join(POSITIONS)}, got {self.positions!r}")
         if self.visual_tokens is not None:
-            check_budget(self.visual_tokens, "visual_tokens")
+            object.__setattr__(self, "visual_tokens", check_budget(self.visual_tokens, "visual_tokens"))
         object.__setattr__(self, "layers", check_layers(self.layers))
         object.__setattr__(self, "fields", dict(self.fields))
 
