@@ -1,10 +1,12 @@
 """Tiny deterministic models for the tests."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from transformers import (
     CLIPVisionConfig,
+    CLIPVisionModel,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -18,47 +20,94 @@ from vscan.methods.base import Method
 IMAGE_TOKEN = 99
 
 
+def tiny_parts(num_layers: int, vision_layers: int, side: int, heads: int = 4, kv_heads: int = 2) -> tuple:
+    """The configs of a tower with a side x side grid, and of a language model."""
+    vision = CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=vision_layers,
+        num_attention_heads=4,
+        image_size=4 * side,
+        patch_size=4,
+        projection_dim=16,
+    )
+    text = LlamaConfig(
+        vocab_size=100,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=num_layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=2048,
+        initializer_range=0.2,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return vision, text
+
+
+def seeded(build: Callable):
+    """A model whose answers do not end and hold no pictures: float32, eval mode, the same weights every time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build().eval()
+        for name, parameter in model.named_parameters():
+            if "vision_tower" in name and parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=0.2)
+    model.generation_config.eos_token_id = None
+    model.generation_config.suppress_tokens = [IMAGE_TOKEN]
+    return model
+
+
 def tiny_llava(
     num_layers: int = 6, vision_layers: int = 7, side: int = 12, heads: int = 4, kv_heads: int = 2, **kwargs
 ):
-    """A LlavaForConditionalGeneration with a side x side grid, float32, eval mode; the same weights every time."""
+    """A LlavaForConditionalGeneration with a side x side grid."""
+    vision, text = tiny_parts(num_layers, vision_layers, side, heads, kv_heads)
     config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=vision_layers,
-            num_attention_heads=4,
-            image_size=4 * side,
-            patch_size=4,
-            projection_dim=16,
-        ),
-        text_config=LlamaConfig(
-            vocab_size=100,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=num_layers,
-            num_attention_heads=heads,
-            num_key_value_heads=kv_heads,
-            max_position_embeddings=2048,
-            initializer_range=0.2,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-        ),
+        vision_config=vision,
+        text_config=text,
         image_token_index=IMAGE_TOKEN,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
         **kwargs,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = LlavaForConditionalGeneration(config).eval()
-        for name, parameter in model.named_parameters():
-            if "vision_tower" in name and parameter.ndim > 1:
-                torch.nn.init.normal_(parameter, std=0.2)
-    model.generation_config.eos_token_id = None
-    model.generation_config.suppress_tokens = [IMAGE_TOKEN]  # an answer holds no pictures
-    return model
+    return seeded(lambda: LlavaForConditionalGeneration(config))
+
+
+def tiny_next(num_layers: int = 4, vision_layers: int = 4, side: int = 8):
+    """A LlavaNextForConditionalGeneration that cuts every picture into two tiles, beside or above each other."""
+    vision, text = tiny_parts(num_layers, vision_layers, side)
+    config = LlavaNextConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=IMAGE_TOKEN,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        image_grid_pinpoints=[[4 * side, 8 * side], [8 * side, 4 * side]],
+    )
+    return seeded(lambda: LlavaNextForConditionalGeneration(config))
+
+
+def tiny_original(num_layers: int = 4, vision_layers: int = 4, side: int = 8, tiles: bool = False):
+    """A LLaVA in the original format; `tiles`: of any resolution, as `tiny_next`."""
+    from llava.model.language_model.llava_llama import LlavaConfig as OriginalConfig
+    from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+    from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
+
+    vision, text = tiny_parts(num_layers, vision_layers, side)
+    settings = {"mm_hidden_size": 32, "mm_projector_type": "mlp2x_gelu", "mm_vision_select_layer": -2}
+    if tiles:
+        settings |= {"image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial_unpad"}
+        settings |= {"image_grid_pinpoints": [[4 * side, 8 * side], [8 * side, 4 * side]]}
+
+    def build():
+        model = LlavaLlamaForCausalLM(OriginalConfig(**{**text.to_dict(), "model_type": "llava_llama"}, **settings))
+        model.model.vision_tower = CLIPVisionTower(CLIPVisionModel(vision), -2)
+        return model
+
+    return seeded(build)
 
 
 def prompt(rows: list[list[int | str]], num_tokens: int, seed: int = 0, side: str = "left"):
