@@ -19,8 +19,8 @@ from PIL import Image
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from vscan.compat import CLIPImageProcessorPil
 from vscan.eval.checkpoint import model_name as get_model_name_from_path
+from vscan.eval.images import UnfitPicture, check_sides, resize, to_rgb
 from vscan.eval.images import read_image as load_image
-from vscan.eval.images import resize
 
 __all__ = [
     "cut_into_crops",
@@ -50,11 +50,20 @@ def load_image_processor(folder: str | Path) -> CLIPImageProcessorPil:
 
 
 def expand2square(image: Image.Image, background: tuple[int, ...]) -> Image.Image:
-    """Returns `image` in the middle of the smallest square that holds it, filled up with the colour `background`."""
+    """Returns `image` in the middle of the smallest square that holds it, filled up with the colour `background`.
+
+    Raises:
+        UnfitPicture: a ValueError, for a square of more pixels than Pillow agrees to open; it takes no memory then.
+    """
     width, height = image.size
     if width == height:
         return image
     side = max(width, height)
+    if Image.MAX_IMAGE_PIXELS is not None and side**2 > 2 * Image.MAX_IMAGE_PIXELS:
+        raise UnfitPicture(
+            f"expected a picture whose padded square has at most {2 * Image.MAX_IMAGE_PIXELS} pixels, "
+            f"got {side} x {side} for one of {width} x {height}"
+        )
     square = Image.new(image.mode, (side, side), background)
     square.paste(image, ((side - width) // 2, (side - height) // 2))
     return square
@@ -99,11 +108,19 @@ def cut_into_crops(image: Image.Image, resolutions: list, side: int) -> list[Ima
     return [resize(image, side, side), *tiles]
 
 
+def _shrink(square: Image.Image, image_processor: CLIPImageProcessorPil) -> Image.Image:
+    """A square as the processor would resize it, which would copy a large one several times before it does."""
+    side = dict(image_processor.size).get("shortest_edge")
+    if side is None or not image_processor.do_resize:
+        return square
+    return square.resize((side, side), image_processor.resample)
+
+
 def process_images(images: list[Image.Image], image_processor: CLIPImageProcessorPil, model_cfg: Any) -> torch.Tensor:
     """Returns the input of the vision tower for some images.
 
     Args:
-        images: RGB images of any sizes.
+        images: of any sizes and modes; what is not RGB becomes it as in `load_image`.
         image_processor: What resizes, crops and normalises them to H x W pixels.
         model_cfg: The checkpoint's configuration. Its `image_aspect_ratio` decides what comes first: "pad" pads to a
             square with the mean colour; "anyres" cuts into crops by `image_grid_pinpoints`, for one image at a time;
@@ -113,8 +130,12 @@ def process_images(images: list[Image.Image], image_processor: CLIPImageProcesso
         float32 [len(images), 3, H, W], or [crops, 3, H, W] for "anyres".
 
     Raises:
-        ValueError: more than one image with "anyres", or another way to cut ("anyres_max_9").
+        ValueError: more than one image with "anyres", another way to cut ("anyres_max_9"), or an image that is too
+            steep or too large to pad.
     """
+    for image in images:
+        check_sides(*image.size)
+    images = [to_rgb(image) for image in images]
     aspect_ratio = getattr(model_cfg, "image_aspect_ratio", None)
     if aspect_ratio == "anyres":
         if len(images) != 1:
@@ -125,7 +146,7 @@ def process_images(images: list[Image.Image], image_processor: CLIPImageProcesso
         raise ValueError(f"expected image_aspect_ratio to be 'anyres', 'pad', 'square' or None, got {aspect_ratio!r}")
     if aspect_ratio == "pad":
         background = tuple(int(mean * 255) for mean in image_processor.image_mean)
-        images = [expand2square(image, background) for image in images]
+        images = [_shrink(expand2square(image, background), image_processor) for image in images]
     return image_processor(images, return_tensors="pt")["pixel_values"]
 
 

@@ -13,6 +13,7 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.eval.answering import Answering, Preparation
 from vscan.api import apply_config
 from vscan.eval.cells import Row
+from vscan.eval.images import read_image
 from vscan.eval.table import Summary, texts
 from vscan.plot import overlay
 
@@ -72,7 +73,7 @@ def interesting(rows: Sequence[Row], questions: list[dict], number: int = 4) -> 
 def look(loaded: tuple, folder: Path, question: dict, row: Row, index: int) -> Sight:
     """Answer one question once more, to see what a cell keeps of its picture."""
     tokenizer, model, image_processor = loaded
-    picture = Image.open(folder / question["image"]).convert("RGB").resize((ENLARGED, ENLARGED), Image.NEAREST)
+    picture = read_image(folder / question["image"]).resize((ENLARGED, ENLARGED), Image.NEAREST)
     kept = [picture]
     if row.cell.reduction is not None:
         reduction = apply_config(model, row.cell.reduction)

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from vscan.eval.checkpoint import read_json
-from vscan.eval.images import resize
+from vscan.eval.images import check_sides, on_white, resize
 
 # Pixel budgets, least and most, in units of 28 x 28 pixels, which become one visual token each.
 SIDE = 28
@@ -23,7 +23,6 @@ COMMANDS = {  # None: the checkpoint's own
     "test_refcoco": None,
 }
 UNSAID = (4, 1280)  # a checkpoint that says nothing
-STEEPEST = 200  # proportion of a picture's sides
 
 
 def pixel_budget(command: str, folder: str | Path, least: int | None, most: int | None) -> tuple[int, int]:
@@ -63,8 +62,7 @@ def fit(width: int, height: int, budget: tuple[int, int], side: int = SIDE) -> t
     Raises:
         ValueError: for a picture more than 200 times as long as wide.
     """
-    if max(width, height) > STEEPEST * min(width, height):
-        raise ValueError(f"expected a picture at most {STEEPEST} times as long as wide, got {width} x {height} pixels")
+    check_sides(width, height)
     least, most = budget
     units = [max(1, round(length / side)) for length in (width, height)]
     pixels = units[0] * units[1] * side * side
@@ -89,10 +87,10 @@ def resize_twice(image: Image.Image, budget: tuple[int, int], side: int = SIDE) 
 
 
 def process_image(image: Image.Image, image_processor, budget: tuple[int, int]):
-    """Resize an RGB picture and cut it into patches.
+    """Resize a picture and cut it into patches.
 
     Args:
-        image: of any size.
+        image: of any size and mode; what is not RGB becomes it by `on_white`.
         image_processor: a Qwen2VLImageProcessorPil; what it knows of sizes is not used.
         budget: least and most pixels.
 
@@ -100,9 +98,9 @@ def process_image(image: Image.Image, image_processor, budget: tuple[int, int]):
         pixel_values float32 [patches, 3 * 2 * 14 * 14], image_grid_thw int64 [1, 3]: 1, patch rows, patch columns.
 
     Raises:
-        ValueError: for a picture more than 200 times as long as wide.
+        ValueError: for a picture more than 200 times as long as wide, or grey levels of an unknown range.
     """
-    resized = resize_twice(image, budget, image_processor.patch_size * image_processor.merge_size)
+    resized = resize_twice(on_white(image), budget, image_processor.patch_size * image_processor.merge_size)
     # The processor would resize as Pillow pleases; see `vscan.eval.images.resize`.
     made = image_processor([resized], do_resize=False, return_tensors="pt")
     return made["pixel_values"], made["image_grid_thw"]

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from vscan.eval.frames import read_frames
-from vscan.eval.images import resize
+from vscan.eval.images import on_white, resize
 
 from .images import UNIT, fit
 
@@ -50,7 +50,7 @@ def process_frames(
     """Resize the frames of a video and cut them into patches, two frames deep.
 
     Args:
-        frames: RGB pictures of one size, an even number of them.
+        frames: pictures of one size, an even number of them; what is not RGB becomes it by `on_white`.
         image_processor: a Qwen2VLImageProcessorPil; what it knows of sizes is not used.
         budget: least and most pixels of a frame; None is what their number allows.
 
@@ -66,7 +66,7 @@ def process_frames(
         raise ValueError(f"expected an even number of frames of one size, got {len(frames)} of sizes {sorted(sizes)}")
     side = image_processor.patch_size * image_processor.merge_size
     size = fit(*frames[0].size, budget or frame_budget(len(frames)), side)
-    frames = [resize(frame, *size) for frame in frames]
+    frames = [resize(on_white(frame), *size) for frame in frames]
     made = image_processor(frames, do_resize=False, return_tensors="pt")
     _, rows, columns = made["image_grid_thw"][0].tolist()
     # The processor shows each picture as a pair of itself; of two such pairs, the halves make the pair of both.

@@ -7,18 +7,65 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from .questions import image_file
 
+STEEPEST = 200  # proportion of a picture's sides
+DEEPEST = 65535  # the largest value of 16 bits; 257 times that of 8
+AT_MOST_16_BITS = ("PNG", "PPM")  # formats in which Pillow's mode "I" cannot hold more
+
+
+class UnfitPicture(ValueError):
+    """A whole picture that no model should see, because of its sides or its values."""
+
+
+def check_sides(width: int, height: int) -> None:
+    """Raise UnfitPicture for a picture more than 200 times as long as wide, or without pixels."""
+    if not 0 < max(width, height) <= STEEPEST * min(width, height):
+        raise UnfitPicture(
+            f"expected a picture at most {STEEPEST} times as long as wide, got {width} x {height} pixels"
+        )
+
+
+def _of_eight_bits(image: Image.Image) -> Image.Image:
+    """A grey picture of 16 bits as one of 8, any other as it is. Pillow would make white of whatever is above 255.
+
+    Raises:
+        UnfitPicture: for floats, and integers of 32 bits unless their values tell that 16 are meant.
+    """
+    if image.mode == "F":
+        raise UnfitPicture("expected a picture of 8 or 16 bits a channel, got mode 'F', floats of an unknown range")
+    if image.mode == "I":
+        low, high = image.getextrema()
+        if low < 0 or high > DEEPEST or (high < 256 and image.format not in AT_MOST_16_BITS):
+            problem = f"got mode 'I', values of an unknown range: {low} to {high}"
+            raise UnfitPicture(f"expected a picture of 8 or 16 bits a channel, {problem}")
+    elif not image.mode.startswith("I;16"):
+        return image
+    return Image.fromarray(((np.asarray(image).astype(np.int32) + 128) // 257).astype(np.uint8))
+
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB as LLaVA has it: transparency is dropped, not blended, and an EXIF orientation is ignored."""
+    """RGB as LLaVA has it: transparency is dropped, not blended, and an EXIF orientation is ignored.
+
+    Raises:
+        UnfitPicture: for grey levels whose range cannot be known.
+    """
+    image = _of_eight_bits(image)
+    if "transparency" in image.info:  # it would survive here, and make an image processor blend the picture with white
+        image = image.copy()
+        del image.info["transparency"]
     return image.convert("RGB")
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """RGB as qwen-vl-utils has it: RGBA is blended with white; any other transparency is dropped."""
+    """RGB as qwen-vl-utils has it: RGBA is blended with white; any other transparency is dropped.
+
+    Raises:
+        UnfitPicture: for grey levels whose range cannot be known.
+    """
     if image.mode != "RGBA":
         return to_rgb(image)
     white = Image.new("RGB", image.size, (255, 255, 255))
@@ -35,14 +82,17 @@ def read_image(source: str | Path | io.BytesIO, convert: Callable[[Image.Image],
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not a picture, or not a whole one.
+        ValueError: it is not a picture, or not a whole one, or one that no model should see.
     """
     place = "the embedded picture" if isinstance(source, io.BytesIO) else source
     try:
         with Image.open(source) as image:
+            check_sides(*image.size)  # known before the pixels are
             return convert(image)
     except FileNotFoundError:
         raise FileNotFoundError(f"expected an image file at {place}, found nothing there") from None
+    except UnfitPicture as error:
+        raise UnfitPicture(f"{place}: {error}") from None
     except Exception as error:  # Pillow's readers report a broken file by errors of every kind
         raise ValueError(f"expected a complete image file that Pillow can read at {place}: {error}") from error
 
