@@ -57,10 +57,11 @@ def test_a_picture_of_16_bits_has_the_pixels_of_the_one_of_8(tmp_path):
 
 
 def test_frames_are_read_as_pictures_are(tmp_path):
-    noise().save(tmp_path / "a.png", transparency=noise().getpixel((0, 0)))
+    frame = noise(336, 308)  # of a size that four frames keep
+    frame.save(tmp_path / "a.png", transparency=frame.getpixel((0, 0)))
     with Image.open(tmp_path / "a.png") as opened:
-        given = process_frames([opened, opened.convert("RGB"), noise().convert("RGBA"), noise()], PROCESSOR)
-    assert torch.equal(given[0], process_frames([noise()] * 4, PROCESSOR)[0])
+        given = process_frames([opened, opened.convert("RGB"), frame.convert("RGBA"), frame], PROCESSOR)
+    assert torch.equal(given[0], process_frames([frame] * 4, PROCESSOR)[0])
 
 
 def test_a_steep_picture_is_refused_alike():
