@@ -1,9 +1,26 @@
 """What every family does around `generate`: rows become a batch, and what a reduction left becomes their stats."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..api import Reduction
+
+
+def check_context(num_tokens: int, config: Any) -> None:
+    """Check that a prompt fits into a model's context, dense: a reduction sees all of it first.
+
+    Args:
+        num_tokens: of text and pictures.
+        config: the model's.
+
+    Raises:
+        ValueError: for more tokens than the decoder has positions.
+    """
+    most = config.get_text_config().max_position_embeddings
+    if num_tokens > most:
+        raise ValueError(f"expected a prompt of at most {most} tokens, the context of this model, got {num_tokens}")
 
 
 def left_padded(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:

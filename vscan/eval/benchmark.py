@@ -100,12 +100,31 @@ def parse_json(content: bytes):
     """Parse JSON, with a byte order mark or without.
 
     Raises:
-        ValueError: for what is no JSON, or is nested too deeply to be read.
+        ValueError: for what is no JSON, no UTF-8, or is nested too deeply to be read.
     """
     try:
         return json.loads(content)
+    except UnicodeDecodeError as error:
+        raise ValueError(_no_utf8(error)) from error
     except RecursionError as error:
         raise ValueError("JSON that is nested too deeply") from error
+
+
+def check_utf8(content: bytes, file: str | Path) -> None:
+    """Raise ValueError for a file of lines in another encoding, naming the line."""
+    marks = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
+    encoding = marks.get(content[:2], "UTF-16 or UTF-32" if b"\0" in content[:4] else None)
+    if encoding is not None:
+        raise ValueError(f"{file}, line 1: expected UTF-8, got {encoding}; save the file as UTF-8")
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        number = len(content[: error.start + 1].splitlines())
+        raise ValueError(f"{file}, line {number}: expected UTF-8, got {_no_utf8(error)}") from error
+
+
+def _no_utf8(error: UnicodeDecodeError) -> str:
+    return f"the byte 0x{error.object[error.start]:02x}, as Latin-1 has it; save the file as UTF-8"
 
 
 def read_rows(file: str | Path) -> list[dict]:
@@ -122,12 +141,14 @@ def numbered_rows(file: str | Path) -> list[tuple[int, dict]]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: for a line that is no JSON object, naming it.
+        ValueError: for a line that is no JSON object, or no UTF-8, naming it.
     """
-    if not Path(file).is_file():
+    if not os.path.isfile(file):  # unlike Path's, it stands a name that is too long
         raise FileNotFoundError(f"expected a file at {str(file)!r}, found none")
+    content = Path(file).read_bytes()
+    check_utf8(content, file)
     rows = []
-    for number, line in enumerate(Path(file).read_bytes().removeprefix(codecs.BOM_UTF8).splitlines(), start=1):
+    for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).splitlines(), start=1):
         if not line.strip():
             continue
         shown = line.decode(errors="replace")[:60]

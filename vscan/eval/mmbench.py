@@ -1,11 +1,13 @@
 """MMBench's table, as LLaVA asks it: tab-separated, the pictures inside it as base64."""
 
 import csv
+import os
 import sys
 from pathlib import Path
 
 import shortuuid
 
+from .benchmark import check_utf8
 from .questions import LETTER_SUFFIX
 
 LETTERS = "ABCD"
@@ -37,8 +39,12 @@ def read_table(file: str | Path, columns: set[str]) -> list[dict[str, str]]:
         FileNotFoundError: if there is no such file.
         ValueError: for a table that is none, or lacks one of `columns`, or has a row of more cells than columns.
     """
-    if not Path(file).is_file():
+    if not os.path.isfile(file):
         raise FileNotFoundError(f"question file: expected a file, found none at {str(file)!r}")
+    try:
+        check_utf8(Path(file).read_bytes(), file)
+    except ValueError as error:
+        raise ValueError(f"{file}: expected a table with tabs between its columns, got other text: {error}") from error
     limit = csv.field_size_limit(sys.maxsize)  # a picture is longer than csv's limit
     try:
         with open(file, newline="", encoding="utf-8-sig") as lines:
@@ -47,7 +53,7 @@ def read_table(file: str | Path, columns: set[str]) -> list[dict[str, str]]:
             if missing:
                 raise ValueError(f"{file}: expected the columns {sorted(missing)}, got {table.fieldnames}")
             rows = list(table)
-    except (UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
         raise ValueError(f"{file}: expected a table with tabs between its columns, got {error}") from error
     finally:
         csv.field_size_limit(limit)

@@ -1,5 +1,6 @@
 """Question files: one JSON object a line, with question_id, text, and image where there is one."""
 
+import json
 import math
 import os
 from pathlib import Path
@@ -16,7 +17,7 @@ def read_questions(file: str | Path) -> list[dict]:
         FileNotFoundError: if there is no such file.
         ValueError: for a line that is no question, naming the line.
     """
-    if not Path(file).is_file():
+    if not os.path.isfile(file):
         raise FileNotFoundError(f"question file: expected a file, found none at {str(file)!r}")
     questions = []
     for number, question in numbered_rows(file):
@@ -27,8 +28,29 @@ def read_questions(file: str | Path) -> list[dict]:
             value = question.get(key)
             if not isinstance(value, str) and (value is not None or key == "text"):
                 raise ValueError(f"{file}, line {number}: expected {key} to be a string, got {value!r}")
+        check_id(question["question_id"], f"{file}, line {number}")
         questions.append(question)
     return questions
+
+
+def check_id(question_id, where: str) -> None:
+    """Raise ValueError for a question id that is, or holds, no number: it is not even equal to itself."""
+    try:
+        json.dumps(question_id, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{where}: expected a question id with finite numbers, got {question_id!r}") from error
+
+
+def check_asked(questions: list[dict], file: str | Path) -> None:
+    """Check what was read from a question file of whatever kind.
+
+    Raises:
+        ValueError: for no question at all, or an id that is no number.
+    """
+    if not questions:
+        raise ValueError(f"question file {str(file)!r}: expected at least one question, got none")
+    for number, question in enumerate(questions):
+        check_id(question.get("question_id"), f"{file}, entry {number}")
 
 
 def chunk(rows: list, num_chunks: int, index: int) -> list:
@@ -57,7 +79,7 @@ def image_file(folder: str | Path, image: str) -> Path:
 
 def check_folder(folder: str | Path) -> None:
     """Raise FileNotFoundError if the image folder is none."""
-    if not Path(folder).is_dir():
+    if not os.path.isdir(folder):
         raise FileNotFoundError(f"image folder: expected a folder, found none at {str(folder)!r}")
 
 
@@ -70,7 +92,7 @@ def check_images(questions: list[dict], folder: str | Path) -> None:
     """
     check_folder(folder)
     images = dict.fromkeys(question["image"] for question in questions if question.get("image"))
-    missing = [image for image in images if not image_file(folder, image).is_file()]
+    missing = [image for image in images if not os.path.isfile(image_file(folder, image))]
     if missing:
         raise FileNotFoundError(
             f"image folder {str(folder)!r}: expected the {len(images)} images that the questions name, "

@@ -7,6 +7,30 @@ import sys
 from datetime import timedelta
 
 
+def die_with_parent(parent: int | None = None) -> None:
+    """Let this process die when the one that started it is killed (prctl's PR_SET_PDEATHSIG); Linux only.
+
+    Args:
+        parent: its process id: where it is gone already, and so cannot be waited for, this process ends here.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if parent is not None and os.getppid() != parent:
+        os._exit(1)
+
+
+def _number(name: str, default: int) -> int:
+    """An environment variable that torchrun sets.
+
+    Raises:
+        ValueError: if it is no number.
+    """
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal():
+        raise ValueError(f"environment variable {name}: expected a number of 0 or more, got {text!r}")
+    return int(text)
+
+
 class Ranks:
     """This process among those that torchrun started, or alone.
 
@@ -15,17 +39,25 @@ class Ranks:
 
     Args:
         use_nccl: speak through nccl where every process of this machine has a GPU of its own.
+
+    Raises:
+        ValueError: for environment variables that do not say which process this is, and of how many.
     """
 
     def __init__(self, use_nccl: bool = False):
-        self.rank, self.num_ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.rank, self.num_ranks = _number("RANK", 0), _number("WORLD_SIZE", 1)
+        self.local_rank = _number("LOCAL_RANK", self.rank)
+        given = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE") if name in os.environ}
+        if len(given) == 1 or self.rank >= self.num_ranks:
+            expected = "both RANK and WORLD_SIZE, the first below the second, as torchrun sets them, or neither"
+            got = " and ".join(f"{name}={value}" for name, value in given.items())
+            raise ValueError(f"environment variables: expected {expected}, got {got}")
         if self.num_ranks > 1:
             import torch.distributed as dist
 
-            if sys.platform == "linux":
-                # A torchrun that is killed leaves its processes behind, and they would go on beside those of the next
-                # start: die with the parent (prctl's PR_SET_PDEATHSIG).
-                ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+            # A torchrun that is killed leaves its processes behind, and they would go on beside those of the next
+            # start.
+            die_with_parent()
             backend = "nccl" if use_nccl and self._has_own_gpu() else "gloo"
             # A rank that is done waits for the slowest one, which may take hours.
             dist.init_process_group(backend, timeout=timedelta(days=30))
@@ -34,9 +66,9 @@ class Ranks:
         """Whether each process of this machine has a GPU; makes this process's the one that nccl uses."""
         import torch
 
-        if torch.cuda.device_count() < int(os.environ.get("LOCAL_WORLD_SIZE", self.num_ranks)):
+        if torch.cuda.device_count() < _number("LOCAL_WORLD_SIZE", self.num_ranks):
             return False
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", self.rank)))
+        torch.cuda.set_device(self.local_rank)
         return True
 
     def share(self, value=None):
@@ -68,4 +100,4 @@ class Ranks:
         import torch
 
         num_gpus = torch.cuda.device_count()
-        return f"cuda:{int(os.environ.get('LOCAL_RANK', self.rank)) % num_gpus}" if num_gpus else device
+        return f"cuda:{self.local_rank % num_gpus}" if num_gpus else device

@@ -14,27 +14,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from .lines import as_lines, beside, parse_answer, parse_object, whole_lines, write_whole
+from .run_record import difference
+
 PATIENCE = 10  # seconds that a killed process may take to be gone
-
-
-def _beside(file: Path, name: str) -> Path:
-    return file.with_name(f"{file.name}.{name}")
-
-
-def _whole_lines(content: bytes) -> list[bytes]:
-    """The lines of a file; what follows the last line end is a row that was cut."""
-    return [line + b"\n" for line in content.split(b"\n")[:-1]]
-
-
-def _as_lines(rows: list[dict]) -> bytes:
-    return "".join(json.dumps(row) + "\n" for row in rows).encode()
-
-
-def write_whole(file: Path, content: bytes) -> None:
-    """Write a file that is either not there or complete."""
-    temporary = _beside(file, "tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, file)
 
 
 class Part:
@@ -49,15 +32,16 @@ class Part:
 
     def __init__(self, file: str | Path):
         self.file = Path(file)
-        self.stats_file = _beside(self.file, "stats.jsonl")
-        self.skipped_file = _beside(self.file, "skipped.jsonl")
+        self.stats_file = beside(self.file, "stats.jsonl")
+        self.skipped_file = beside(self.file, "skipped.jsonl")
         self._lock()
+        self._take()
         self._cut()
 
     @classmethod
     def of_rank(cls, file: str | Path, rank: int, num_ranks: int) -> "Part":
         """Where one process of several writes, until `AnswersFile.merge` of `file`."""
-        return cls(_beside(Path(file), f"rank{rank}of{num_ranks}"))
+        return cls(beside(Path(file), f"rank{rank}of{num_ranks}"))
 
     def _lock(self) -> None:
         self._stream = open(self.file, "a+b", buffering=0)  # noqa: SIM115 - it stays open, and locked with it
@@ -78,13 +62,16 @@ class Part:
             except OSError:
                 return  # a file system without locks
 
+    def _take(self) -> None:
+        """Look at what is there before it is changed; it is locked."""
+
     def _cut(self) -> None:
-        answers = _whole_lines(self._read())
+        answers = whole_lines(self._read())
         self._stream.truncate(sum(map(len, answers)))
         # Stats are written before their answer, so those of a row that was cut come again. Fewer of them than answers
         # are left only where a disk lost them: such rows say that nothing is known.
         self.stats_file.touch()
-        stats = _whole_lines(self.stats_file.read_bytes())[: len(answers)]
+        stats = whole_lines(self.stats_file.read_bytes())[: len(answers)]
         os.truncate(self.stats_file, sum(map(len, stats)))
         with open(self.stats_file, "ab") as stream:
             stream.write(b"{}\n" * (len(answers) - len(stats)))
@@ -95,10 +82,19 @@ class Part:
         return self._stream.read()
 
     def rows(self) -> Iterator[tuple[int | None, bytes, bytes]]:
-        """Every answer: its row number, where it is known, its line and that of its stats."""
-        stats = _whole_lines(self.stats_file.read_bytes())
-        for answer, line in zip(_whole_lines(self._read()), stats, strict=True):
-            yield json.loads(line).get("row"), answer, line
+        """Every answer: its row number, where it is known, its line and that of its stats.
+
+        Raises:
+            ValueError: for a line that is not as it was written, naming it.
+        """
+        stats = whole_lines(self.stats_file.read_bytes())
+        for number, (answer, line) in enumerate(zip(whole_lines(self._read()), stats, strict=True), start=1):
+            parse_answer(answer, f"{self.file}, line {number}")
+            where, expected = f"{self.stats_file}, line {number}", "an answer's stats, a JSON object"
+            row = parse_object(line, where, expected).get("row")
+            if row is not None and (type(row) is not int or row < 0):
+                raise ValueError(f"{where}: expected row to be a number of 0 or more, got {row!r}")
+            yield row, answer, line
 
     def append(self, answers: list[dict], stats: list[dict]) -> None:
         """Write rows to disk, all or none of them.
@@ -107,8 +103,8 @@ class Part:
             OSError: if they cannot be written, such as on a full disk.
         """
         with open(self.stats_file, "ab", buffering=0) as stream:
-            self._write(stream, _as_lines(stats))
-        self._write(self._stream, _as_lines(answers))
+            self._write(stream, as_lines(stats))
+        self._write(self._stream, as_lines(answers))
         self.num_done += len(answers)
 
     def _write(self, stream, content: bytes) -> None:
@@ -123,10 +119,10 @@ class Part:
                 f"{self.num_done} rows before it are whole, the same command goes on after them"
             ) from error
 
-    def skip(self, row: int, question_id, error: Exception) -> None:
+    def skip(self, row: int, question_id, error: str) -> None:
         """Note that a row cannot be answered now; the next run tries again."""
         with open(self.skipped_file, "ab") as stream:
-            stream.write(_as_lines([{"row": row, "question_id": question_id, "error": str(error)}]))
+            stream.write(as_lines([{"row": row, "question_id": question_id, "error": error}]))
 
     def close(self) -> None:
         """Let another process write."""
@@ -138,51 +134,86 @@ class AnswersFile(Part):
 
     Args:
         file: where answers go; its folder is made.
-        config: plain values; a file that was begun with others is not continued.
+        config: plain values; a file that was begun with others is not continued (`run_record.difference`).
 
     Raises:
-        ValueError: if the file was begun with another configuration, naming what differs, or if another process writes
-            to it.
+        ValueError: if the file was begun with another configuration, naming what differs; if another process writes
+            to it, or nothing can be written there; or if a line is not as it was written.
     """
 
     def __init__(self, file: str | Path, config: dict):
         file = Path(file)
-        if file.exists() and not file.is_file():
-            raise ValueError(f"answers file: expected a file, got a folder or a device at {str(file)!r}")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        self.check(file, config)
-        super().__init__(file)
-        write_whole(_beside(file, "run.json"), json.dumps(config, indent=2).encode() + b"\n")
-        self.merge()
-        self.skipped_file.unlink(missing_ok=True)
+        self.config = config
+        try:
+            self.check(file, config)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            super().__init__(file)
+            write_whole(beside(file, "run.json"), json.dumps(config, indent=2).encode() + b"\n")
+            self.merge()
+            self.skipped_file.unlink(missing_ok=True)
+        except OSError as error:
+            # A long name cannot even be asked for, and is longer than what anyone reads.
+            name = str(file) if len(str(file)) < 300 else f"{str(file)[:80]}..."
+            raise ValueError(f"answers file {name!r}: expected one that can be written, got {_why(error)}") from error
 
-    def _lock(self) -> None:
-        super()._lock()
+    def _take(self) -> None:
+        # Another command may have begun the file since it was looked at.
+        self._check(self.file, self._read(), self.config)
         # A merge puts new answers and stats in place of the old. The answers are written last, so they say that both
         # are complete; where they lie, the rest of the merge is due, also after a kill.
-        answers, stats = _beside(self.file, "new"), _beside(self.stats_file, "new")
+        answers, stats = beside(self.file, "new"), beside(self.stats_file, "new")
         if answers.exists():
-            if stats.exists():
-                os.replace(stats, self.stats_file)
-            os.replace(answers, self.file)
-            self._stream.close()
-            super()._lock()
+            self._check_merged(answers, stats if stats.exists() else self.stats_file)
+            self._swap()
+
+    def _swap(self) -> None:
+        """Put merged answers and stats, as far as this is not done yet, in place of the old ones."""
+        answers, stats = beside(self.file, "new"), beside(self.stats_file, "new")
+        if stats.exists():
+            os.replace(stats, self.stats_file)
+        os.replace(answers, self.file)
+        self._stream.close()
+        self._lock()
+
+    def _check_merged(self, answers: Path, stats: Path) -> None:
+        """Raise ValueError unless a merge of this file wrote these: nothing else may take the place of answers."""
+        lines, others = answers.read_bytes(), stats.read_bytes() if stats.exists() else b""
+        for number, line in enumerate(whole_lines(lines), start=1):
+            parse_answer(line, f"{answers}, line {number}")
+        lost = set(whole_lines(self._read())) - set(whole_lines(lines))
+        if lost or lines[-1:] not in (b"", b"\n") or lines.count(b"\n") != others.count(b"\n"):
+            raise ValueError(
+                f"{answers}: expected the rows of {self.file.name}, merged by a run that was stopped, got {len(lines)} "
+                f"bytes of something else ({len(lost)} rows are not in it); remove it"
+            )
+
+    @classmethod
+    def check(cls, file: Path, config: dict) -> None:
+        """Raise ValueError if nothing can be written to the file, or it was begun with another configuration, naming
+        what differs. Writes nothing."""
+        if file.exists() and not file.is_file():
+            raise ValueError(f"answers file: expected a file, got a folder or a device at {str(file)!r}")
+        for folder in file.parents:
+            if folder.exists() and not folder.is_dir():
+                raise ValueError(f"answers file {str(file)!r}: expected a folder at {str(folder)!r}, got a file")
+        cls._check(file, file.read_bytes() if file.exists() else b"", config)
 
     @staticmethod
-    def check(file: Path, config: dict) -> None:
-        """Raise ValueError if the file was begun with another configuration, naming what differs. Writes nothing."""
-        begun = [part for part in (file, *_parts(file)) if part.exists() and part.stat().st_size]
-        run_file = _beside(file, "run.json")
-        recorded = json.loads(run_file.read_text()) if run_file.exists() else None
-        config = json.loads(json.dumps(config))
-        if not begun or recorded == config:
+    def _check(file: Path, content: bytes, config: dict) -> None:
+        # What is locked must not be opened once more: the content comes from who has it.
+        begun = [part for part in (content, *(part.read_bytes() for part in _parts(file))) if part]
+        if not begun:
             return
-        num_rows = sum(len(_whole_lines(part.read_bytes())) for part in begun)
-        differs = "no run.json" if recorded is None else _difference(recorded, config)
-        raise ValueError(
-            f"answers file {str(file)!r}: expected one that this command began, got {num_rows} rows of another run "
-            f"({differs}); give another file or remove this one"
-        )
+        run_file, differs = beside(file, "run.json"), "no run.json"
+        if run_file.exists():
+            recorded = parse_object(run_file.read_bytes(), str(run_file), "the record of a run, a JSON object")
+            differs = difference(recorded, json.loads(json.dumps(config)))
+        if differs:
+            num_rows = sum(len(whole_lines(part)) for part in begun)
+            raise ValueError(
+                f"answers file {str(file)!r}: expected one that this command began, got {num_rows} rows of another run "
+                f"({differs}); give another file or remove this one"
+            )
 
     def rows(self) -> Iterator[tuple[int, bytes, bytes]]:
         """Every answer: its row number, its line and that of its stats."""
@@ -199,7 +230,7 @@ class AnswersFile(Part):
         """
         left = dict.fromkeys(range(len(questions)))
         for number, (row, line, _) in enumerate(self.rows(), start=1):
-            got = json.loads(line)["question_id"]
+            got = parse_answer(line, f"{self.file}, line {number}")["question_id"]
             if row not in left or questions[row]["question_id"] != got:
                 expected = f"question {questions[row]['question_id']!r}" if row < len(questions) else "no question"
                 raise ValueError(
@@ -218,10 +249,9 @@ class AnswersFile(Part):
             rows = {row: lines for row, *lines in self.rows()}
             rows |= {row: lines for part in parts for row, *lines in part.rows() if row not in {None, *rows}}
             answers, stats = (b"".join(rows[row][i] for row in sorted(rows)) for i in (0, 1))
-            write_whole(_beside(self.stats_file, "new"), stats)
-            write_whole(_beside(self.file, "new"), answers)
-            self._stream.close()
-            self._lock()
+            write_whole(beside(self.stats_file, "new"), stats)
+            write_whole(beside(self.file, "new"), answers)
+            self._swap()
             self._cut()
         for part in parts:
             if part.skipped_file.exists():
@@ -241,7 +271,6 @@ def _parts(file: Path) -> list[Path]:
     return sorted(other for other in found if other.name.startswith(file.name))
 
 
-def _difference(begun: dict, config: dict) -> str:
-    both = {**begun, **config}
-    keys = [key for key in both if key not in begun or key not in config or begun[key] != config[key]]
-    return "; ".join(f"{key}: {begun.get(key)!r}, now {config.get(key)!r}" for key in keys)
+def _why(error: OSError) -> str:
+    place = "" if error.filename is None or len(str(error.filename)) > 300 else f" at {str(error.filename)!r}"
+    return f"{error.strerror!r}{place}"

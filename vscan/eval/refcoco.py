@@ -6,6 +6,7 @@ summarise       judged rows -> Acc@0.5
 """
 
 import math
+import os
 import re
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def read_split(folder: str | Path, name: str) -> list[dict]:
         ValueError: for a file that is no such list, naming the entry.
     """
     file = Path(folder) / f"{name}.json"
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise FileNotFoundError(f"data root: expected the split {name}, found none at {str(file)!r}")
     entries = read_json(file)
     if not isinstance(entries, list) or not entries:

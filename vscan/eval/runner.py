@@ -14,27 +14,13 @@ from typing import Any
 import shortuuid
 from tqdm import tqdm
 
+from .preparing import Broken, Prepared, prepared
 from .ranks import Ranks
 from .records import AnswersFile, Part
 
 
-class Prepared:
-    """The questions as a dataset: `prepare` runs in a worker process.
-
-    A question that cannot be prepared becomes its error, so that the rows before it are written first.
-    """
-
-    def __init__(self, questions: list[dict], prepare: Callable[[dict], Any]):
-        self.questions, self.prepare = questions, prepare
-
-    def __len__(self) -> int:
-        return len(self.questions)
-
-    def __getitem__(self, index: int):
-        try:
-            return self.prepare(self.questions[index])
-        except (OSError, ValueError) as error:
-            return error
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C while rows were answered; says how many there are."""
 
 
 def cut(rows: list[int], batch_size: int, keys: list[Hashable]) -> list[list[int]]:
@@ -79,6 +65,7 @@ def run(
     show_progress: bool = True,
     together: str | None = None,
     row: Callable[[dict, str, str], dict] | None = None,
+    check: Callable[[Any], None] | None = None,
 ) -> None:
     """Answer some questions, in order.
 
@@ -91,50 +78,109 @@ def run(
         answer: from a batch of prepared questions to their answers.
         batch_size: prompts at a time.
         num_workers: processes that prepare; 0 prepares in turn.
-        skip: note a question that cannot be prepared, and go on.
+        skip: note a question that cannot be prepared or answered, and go on.
         show_progress: draw a bar.
         together: a key of the questions, such as "image": those that have the same there are answered together, and
             rows are written in that order (`AnswersFile.merge` puts them in theirs).
         row: from question, answer and model_id to a row of the answers file; None is `answer_row`.
+        check: raises ValueError for a prepared question that the model cannot take, before it is answered.
 
     Raises:
-        ValueError: for a question that cannot be prepared, unless it is skipped; the rows before it are written.
-        OSError: if rows cannot be written.
+        ValueError: for a question that cannot be prepared or answered, unless it is skipped; the rows before it are
+            written.
+        OSError: if rows cannot be written, or a worker process is killed.
+        Stopped: for Ctrl-C.
     """
-    from torch.utils.data import DataLoader  # questions and flags are checked before torch is imported
-
-    row_of = row or answer_row
     keys = todo if together is None else [questions[row].get(together) for row in todo]
     batches = cut(todo, batch_size, keys)
-    workers = min(num_workers, len(todo))
-    # Forked workers notice that their process was killed, and go too; those of a fork server would stay for ever.
-    context = "fork" if workers else None
-    loader = DataLoader(
-        Prepared(questions, prepare),
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=list,
-        multiprocessing_context=context,
-    )
-    with tqdm(total=len(todo), unit="row", disable=not show_progress) as progress:
-        for rows, items in zip(batches, loader, strict=True):
-            broken = [i for i, item in enumerate(items) if isinstance(item, Exception)]
-            whole = [i for i in range(len(items)) if i not in broken and (skip or not broken or i < broken[0])]
-            if whole:
-                start = time.perf_counter()
-                replies = answer([items[i] for i in whole])
-                seconds = round((time.perf_counter() - start) / len(whole), 6)
-                pairs = [(rows[i], reply) for i, reply in zip(whole, replies, strict=True)]
-                answers.append(
-                    [row_of(questions[row], reply.text, model_id) for row, reply in pairs],
-                    [{"row": row, **reply.stats, "seconds": seconds} for row, reply in pairs],
-                )
-            for i in broken:
-                question_id = questions[rows[i]]["question_id"]
-                if not skip:
-                    raise ValueError(f"row {rows[i]}, question {question_id}: {items[i]}") from items[i]
-                answers.skip(rows[i], question_id, items[i])
-            progress.update(len(items))
+    runner = _Runner(questions, answers, model_id, answer, skip, row or answer_row)
+    try:
+        with tqdm(total=len(todo), unit="row", disable=not show_progress) as progress:
+            for rows, items in prepared(Prepared(questions, prepare), batches, min(num_workers, len(todo))):
+                runner.batch(rows, items if check is None else [_checked(item, check) for item in items])
+                progress.update(len(items))
+    except KeyboardInterrupt as error:
+        raise Stopped(f"stopped after {answers.num_done} rows; the same command goes on") from error
+
+
+def _checked(item, check: Callable[[Any], None]):
+    if isinstance(item, Broken):
+        return item
+    try:
+        check(item)
+    except ValueError as error:
+        return Broken.of(error)
+    return item
+
+
+@dataclass(frozen=True)
+class _Runner:
+    """Answers batches, and writes what comes of them."""
+
+    questions: list[dict]
+    answers: Part
+    model_id: str
+    answer: Callable[[list[Any]], list[Answer]]
+    skip: bool
+    row: Callable[[dict, str, str], dict]
+
+    def batch(self, rows: list[int], items: list) -> None:
+        """Answer one batch; `items` are prepared questions, or `Broken`."""
+        broken = [i for i, item in enumerate(items) if isinstance(item, Broken)]
+        whole = [i for i in range(len(items)) if i not in broken and (self.skip or not broken or i < broken[0])]
+        if whole:
+            self.answer_all([rows[i] for i in whole], [items[i] for i in whole])
+        for i in broken:
+            self._leave(rows[i], items[i])
+
+    def answer_all(self, rows: list[int], items: list, batch: tuple[int, ...] = ()) -> None:
+        """Answer rows together; where that fails, each alone, for only one of them may be the reason.
+
+        Args:
+            rows, items: their numbers, and their prepared questions.
+            batch: the rows that failed together before, of which these are some.
+        """
+        start = time.perf_counter()
+        replies = self._replies(items)
+        if replies is None:
+            for row, item in zip(rows, items, strict=True):
+                self.answer_all([row], [item], tuple(rows))
+        elif isinstance(replies, Exception):
+            said = f" (alone, and before in a batch of rows {', '.join(map(str, batch))})" if batch else ""
+            self._leave(rows[0], Broken(Broken.of(replies).error + said), replies)
+        else:
+            seconds = round((time.perf_counter() - start) / len(rows), 6)
+            pairs = list(zip(rows, replies, strict=True))
+            self.answers.append(
+                [self.row(self.questions[row], reply.text, self.model_id) for row, reply in pairs],
+                [{"row": row, **reply.stats, "seconds": seconds} for row, reply in pairs],
+            )
+
+    def _replies(self, items: list) -> list[Answer] | Exception | None:
+        """What the model says; the error of a single question; None where several failed, without what they held."""
+        try:
+            return self.answer(items)
+        except Exception as error:
+            if _is_of_the_machine(error):
+                raise
+            return error if len(items) == 1 else None
+
+    def _leave(self, row: int, broken: Broken, error: Exception | None = None) -> None:
+        """Note a question as skipped, or stop at it."""
+        question_id = self.questions[row]["question_id"]
+        if not self.skip:
+            raise ValueError(f"row {row}, question {question_id}: {broken.error}") from error
+        self.answers.skip(row, question_id, broken.error)
+
+
+def _is_of_the_machine(error: Exception) -> bool:
+    """Whether the next question will fail as well: a full or broken GPU, or a library that changed."""
+    import torch
+
+    from ..compat import LibraryChanged
+
+    gpu = tuple(getattr(torch, name) for name in ("OutOfMemoryError", "AcceleratorError") if hasattr(torch, name))
+    return isinstance(error, (LibraryChanged, *gpu))
 
 
 def answer_row(question: dict, text: str, model_id: str) -> dict:
@@ -165,7 +211,7 @@ def answer_file(
         questions: all of them.
         answer: answers the rows of these numbers into this part; called where there are some for this process.
         ranks: the processes; each of them calls this.
-        skip: questions that cannot be prepared may be left.
+        skip: questions that cannot be prepared or answered may be left.
 
     Returns:
         The file, open, for rank 0; None for others.

@@ -5,6 +5,7 @@ science_letter               what was said -> the letter that the published code
 score                        accuracy over all questions, and over those with a picture
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def read_science(file: str | Path, single_pred_prompt: bool = False) -> list[dic
         FileNotFoundError: if there is no such file.
         ValueError: for a file that is no list, or an entry that is no question, naming it.
     """
-    if not Path(file).is_file():
+    if not os.path.isfile(file):
         raise FileNotFoundError(f"question file: expected a file, found none at {str(file)!r}")
     entries = _entries(file)
     return [_question(entry, f"{file}, entry {number}", single_pred_prompt) for number, entry in enumerate(entries)]
