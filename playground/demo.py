@@ -7,20 +7,10 @@ in playground/out/report.html.
 import shutil
 from pathlib import Path
 
-import torch
-
-import vscan
-from llava.eval.answering import Preparation
-from llava.model.builder import load_pretrained_model
 from vscan.compare import cell_at, compare, report
 from vscan.config import prune_layer_of
-from vscan.eval.arguments import run_command
-from vscan.eval.cells import Cell
+from vscan.eval.arguments import Parser, run_command
 from vscan.eval.questions import read_questions
-from vscan.eval.table import summarise
-
-from .report import interesting, look, scene, write_report
-from .scenes.files import write_benchmark
 
 HERE = Path(__file__).parent
 MODEL = HERE / "models" / "tiny-llava"
@@ -38,8 +28,20 @@ def main(argv: list[str], out: Path = HERE / "out", num_questions: int = 200, mo
         num_questions: six about each scene.
         model_path: a checkpoint.
     """
-    if argv:
-        raise ValueError(f"expected no arguments, got {' '.join(argv)}; see python -m vscan.compare --help")
+    epilog = "It takes no arguments; python -m vscan.compare does the same with a model and questions of yours."
+    Parser(prog="python -m playground.demo", description=__doc__.splitlines()[0], epilog=epilog).parse_args(argv)
+
+    import torch
+
+    import vscan
+    from llava.eval.answering import Preparation
+    from llava.model.builder import load_pretrained_model
+    from vscan.eval.cells import Cell
+    from vscan.eval.table import summarise
+
+    from .report import interesting, look, scene, write_report
+    from .scenes.files import write_benchmark
+
     data, answers = out / "scenes", out / "demo"
     for folder in (data, answers):
         shutil.rmtree(folder, ignore_errors=True)

@@ -16,24 +16,20 @@ questions.jsonl as for `python -m vscan.compare`. Each study writes table.md, ta
 the first five keep their answers in OUTPUT/answers and go on where they were stopped.
 """
 
-import argparse
+from argparse import Namespace
 from pathlib import Path
 
-from vscan.eval.arguments import add, positive, run_command
+from vscan.eval.arguments import Parser, add, positive, run_command
 from vscan.eval.questions import check_images, read_questions
 from vscan.eval.scoring import check_answers
 
-from .scenes.files import write_benchmark
-from .studies.sweeps import SWEEPS
-
+SWEEPS = ("layer", "split", "shallow", "merge", "positions")  # of `playground.studies.sweeps`, known before numpy is
 HERE = Path(__file__).parent
 NUMBER = 100
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m playground.study", description=__doc__.splitlines()[0], allow_abbrev=False
-    )
+def parse(argv: list[str]) -> Namespace:
+    parser = Parser(prog="python -m playground.study", description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=[*SWEEPS, "attention", "lens", "all"])
     add(parser, "--model-path", type=Path, default=HERE / "models" / "tiny-llava", help="checkpoint folder")
     add(parser, "--data", type=Path, default=None, help="folder with questions.jsonl and images/; default: drawn")
@@ -75,6 +71,8 @@ def main(argv: list[str]) -> None:
     """Run the command; OSError or ValueError for bad input, before the model is loaded where that is possible."""
     args = parse(argv)
     from llava.model.check import check_checkpoint
+
+    from .scenes.files import write_benchmark
 
     check_checkpoint(args.model_path)
     data = args.data or args.output / "data"

@@ -5,10 +5,9 @@
 It is written beside that file, as llava_docvqa_val.jsonl or llava_infovqa_val.jsonl.
 """
 
-import argparse
 from pathlib import Path
 
-from vscan.eval.arguments import add, run_command
+from vscan.eval.arguments import Parser, add, run_command
 from vscan.eval.document import BENCHMARKS, write_questions
 
 DOCUMENTS = {benchmark.name: benchmark for benchmark in BENCHMARKS}
@@ -20,7 +19,7 @@ def main(argv: list[str]) -> None:
     Raises:
         FileNotFoundError, ValueError: for an official file that is missing or of another format.
     """
-    parser = argparse.ArgumentParser(prog="python scripts/convert_document_questions.py", allow_abbrev=False)
+    parser = Parser(prog="python scripts/convert_document_questions.py")
     parser.add_argument("name", choices=list(DOCUMENTS), help="the benchmark's")
     add(parser, "--data", type=Path, required=True, help="the benchmark's folder")
     args = parser.parse_args(argv)

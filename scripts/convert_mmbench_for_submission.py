@@ -6,10 +6,9 @@
 reads RESULT_DIR/NAME.jsonl and writes UPLOAD_DIR/NAME.xlsx.
 """
 
-import argparse
 from pathlib import Path
 
-from vscan.eval.arguments import add, run_command
+from vscan.eval.arguments import Parser, add, run_command
 from vscan.eval.mmbench_scores import write_submission
 
 
@@ -19,7 +18,7 @@ def main(argv: list[str]) -> None:
     Raises:
         FileNotFoundError, ValueError: for files that are missing or do not belong together.
     """
-    parser = argparse.ArgumentParser(prog="python scripts/convert_mmbench_for_submission.py", allow_abbrev=False)
+    parser = Parser(prog="python scripts/convert_mmbench_for_submission.py")
     add(parser, "--annotation-file", required=True, help="the table that was asked")
     add(parser, "--result-dir", type=Path, required=True, help="folder of the answers")
     add(parser, "--upload-dir", type=Path, required=True, help="folder for what the server takes")

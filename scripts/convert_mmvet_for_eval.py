@@ -3,9 +3,7 @@
 python scripts/convert_mmvet_for_eval.py --src A.jsonl --dst results.json
 """
 
-import argparse
-
-from vscan.eval.arguments import add, run_command
+from vscan.eval.arguments import Parser, add, run_command
 from vscan.eval.gold import read_answers, write_json
 
 
@@ -16,7 +14,7 @@ def main(argv: list[str]) -> None:
         FileNotFoundError: if there is no such answers file.
         ValueError: for one that is none, or has two answers to a question.
     """
-    parser = argparse.ArgumentParser(prog="python scripts/convert_mmvet_for_eval.py", allow_abbrev=False)
+    parser = Parser(prog="python scripts/convert_mmvet_for_eval.py")
     add(parser, "--src", required=True, help="the answers")
     add(parser, "--dst", required=True, help="what the evaluator reads")
     args = parser.parse_args(argv)

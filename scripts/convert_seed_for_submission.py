@@ -4,10 +4,8 @@
         --result-upload-file upload.jsonl
 """
 
-import argparse
-
 from llava.eval.layout import laid_out
-from vscan.eval.arguments import add, run_command
+from vscan.eval.arguments import Parser, add, run_command
 from vscan.eval.seed_bench import BENCHMARK, GOLD, write_submission
 
 
@@ -17,7 +15,7 @@ def main(argv: list[str]) -> None:
     Raises:
         FileNotFoundError, ValueError: for files that are missing or do not belong together.
     """
-    parser = argparse.ArgumentParser(prog="python scripts/convert_seed_for_submission.py", allow_abbrev=False)
+    parser = Parser(prog="python scripts/convert_seed_for_submission.py")
     add(parser, "--annotation-file", required=True, help="SEED-Bench.json")
     add(parser, "--result-file", required=True, help="the answers")
     add(parser, "--result-upload-file", required=True, help="what the leaderboard takes")

@@ -4,9 +4,7 @@
         --result-upload-file upload.json
 """
 
-import argparse
-
-from vscan.eval.arguments import add, run_command
+from vscan.eval.arguments import Parser, add, run_command
 from vscan.eval.vizwiz import write_submission
 
 
@@ -16,7 +14,7 @@ def main(argv: list[str]) -> None:
     Raises:
         FileNotFoundError, ValueError: for files that are missing or do not belong together.
     """
-    parser = argparse.ArgumentParser(prog="python scripts/convert_vizwiz_for_submission.py", allow_abbrev=False)
+    parser = Parser(prog="python scripts/convert_vizwiz_for_submission.py")
     add(parser, "--annotation-file", required=True, help="the question file")
     add(parser, "--result-file", required=True, help="the answers")
     add(parser, "--result-upload-file", required=True, help="what the server takes")

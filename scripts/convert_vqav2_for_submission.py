@@ -5,10 +5,9 @@
 reads DIR/answers/SPLIT/NAME/merge.jsonl and writes DIR/answers_upload/SPLIT/NAME.json.
 """
 
-import argparse
 from pathlib import Path
 
-from vscan.eval.arguments import add, run_command
+from vscan.eval.arguments import Parser, add, run_command
 from vscan.eval.vqav2 import write_submission
 
 
@@ -18,7 +17,7 @@ def main(argv: list[str]) -> None:
     Raises:
         FileNotFoundError, ValueError: for files that are missing or do not belong together.
     """
-    parser = argparse.ArgumentParser(prog="python scripts/convert_vqav2_for_submission.py", allow_abbrev=False)
+    parser = Parser(prog="python scripts/convert_vqav2_for_submission.py")
     add(parser, "--dir", type=Path, default=Path("playground/data/eval/vqav2"), help="the benchmark's folder")
     add(parser, "--split", default="llava_vqav2_mscoco_test-dev2015", help="name of the question file")
     add(parser, "--ckpt", required=True, help="name of the answers' folder")

@@ -6,7 +6,6 @@ The right answers to other questions are left out where a scorer would count the
 folders are linked.
 """
 
-import argparse
 import csv
 import io
 import json
@@ -16,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from vscan.eval import document, gqa, pope, seed_bench, textvqa
-from vscan.eval.arguments import add, positive, run_command
+from vscan.eval.arguments import Parser, add, positive, run_command
 from vscan.eval.benchmark import DataFile, read_rows
 from vscan.eval.gold import read_json
 from vscan.eval.mmbench import read_table
@@ -152,7 +151,7 @@ def main(argv: list[str]) -> None:
     Raises:
         FileNotFoundError, ValueError: for files that are missing or of another format.
     """
-    parser = argparse.ArgumentParser(prog="python scripts/first_rows.py", allow_abbrev=False)
+    parser = Parser(prog="python scripts/first_rows.py")
     parser.add_argument("benchmark", help="its name, such as gqa")
     add(parser, "--data", type=Path, required=True, help="the benchmark's folder")
     add(parser, "--question-file", required=True, help="relative to that folder")

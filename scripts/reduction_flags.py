@@ -7,11 +7,10 @@ middle one. Budgets are averages over the decoder's layers, whatever that layer 
 is that of the family's published 7B.
 """
 
-import argparse
 from pathlib import Path
 
 from vscan.config import prune_layer_of
-from vscan.eval.arguments import run_command
+from vscan.eval.arguments import Parser, run_command
 from vscan.eval.gold import read_json
 from vscan.flops import layer_schedule
 from vscan.methods import METHODS
@@ -107,7 +106,7 @@ def main(argv: list[str]) -> None:
     Raises:
         ValueError: for a choice that is none.
     """
-    parser = argparse.ArgumentParser(prog="python scripts/reduction_flags.py", allow_abbrev=False)
+    parser = Parser(prog="python scripts/reduction_flags.py")
     parser.add_argument("family", choices=list(NUM_LAYERS))
     parser.add_argument("method", metavar="METHOD")
     parser.add_argument("budget", metavar="BUDGET")

@@ -8,7 +8,8 @@ The data folder holds images/ and questions.jsonl, a question a line:
 
 `answer` is the right words, a list of words that are all right, or a box [x1, y1, x2, y2] relative to the picture. "64
 tokens" is the average over the decoder's layers, per view: VScan has its two stages, other methods keep 64 after the
-vision encoder. Accuracies are in percent; `vscan.eval.table` says how the difference to dense gets its interval.
+vision encoder. Accuracies are in percent; categories count alike in the mean and in its difference to dense, however
+many questions each has. `vscan.eval.table` says how the difference gets its interval.
 
 A picture is encoded once for all cells, and the seconds that this took are counted in each.
 
@@ -16,20 +17,24 @@ The output folder gets table.md, table.csv, accuracy.png and a cell's answers fi
 it was stopped; with more methods or budgets it adds them. In Python: `compare` answers, `report` makes the table.
 """
 
-import argparse
+from __future__ import annotations
+
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from .config import ReductionConfig, prune_layer_of
-from .eval.arguments import add, positive, run_command
-from .eval.cells import Cell, Row, evaluate
+from .eval.arguments import Parser, add, positive, run_command
 from .eval.questions import check_images, read_questions
-from .eval.records import AnswersFile
 from .eval.scoring import check_answers
 from .flops import vscan_schedule
+
+if TYPE_CHECKING:  # --help and wrong flags need no numpy
+    from .eval.cells import Cell, Row
+    from .eval.records import AnswersFile
 
 METHODS = "vscan,vispruner,fastervlm,random,downsample"
 TOKENS = "192,128,64"
@@ -45,6 +50,8 @@ def cell_at(method: str, tokens: int, num_layers: int, prune_layer: int | None =
     Raises:
         ValueError: for a method that is none, or an average that it cannot meet.
     """
+    from .eval.cells import Cell
+
     visual_tokens, layers = vscan_schedule(tokens, num_layers, prune_layer) if method == "vscan" else (tokens, ())
     return Cell(method, ReductionConfig(method, visual_tokens, layers), tokens)
 
@@ -84,6 +91,8 @@ def compare(
     Raises:
         ValueError: as `evaluate` does, and for a reduction that does not fit the model: before the first answer.
     """
+    from .eval.cells import evaluate
+
     loaded = []
 
     def answer(cell: Cell, todo: list[int], answers: AnswersFile) -> None:
@@ -152,13 +161,13 @@ def compare(
 
 
 def report(rows: Sequence[Row], questions: list[dict], output: str | Path) -> str:
-    """Write table.md, table.csv and accuracy.png into the folder `output`; returns the table as Markdown."""
+    """Write table.md, table.csv and accuracy.png into the folder `output`; returns the first."""
     from .eval.chart import plot
-    from .eval.table import markdown, summarise, write_csv
+    from .eval.table import WEIGHTS, markdown, summarise, write_csv
 
     summaries = summarise(rows, questions)
-    text = markdown(summaries)
-    (Path(output) / "table.md").write_text(text)
+    text = f"{markdown(summaries)}\n{WEIGHTS}\n"
+    (Path(output) / "table.md").write_text(text, encoding="utf-8")
     write_csv(summaries, Path(output) / "table.csv")
     plot(summaries, Path(output) / "accuracy.png")
     return text
@@ -167,6 +176,8 @@ def report(rows: Sequence[Row], questions: list[dict], output: str | Path) -> st
 def _cells(methods: str, budgets: str, config: dict, model_path: str) -> list[Cell]:
     """Dense, and all that the command line asks for, checked against the checkpoint's config."""
     from llava.model.check import check_reduction
+
+    from .eval.cells import Cell
 
     num_layers = (config.get("text_config") or config).get("num_hidden_layers", 32)
     cells = [Cell("dense")]
@@ -190,7 +201,7 @@ def weights_of(folder: str | Path) -> list:
 
 def main(argv: list[str]) -> None:
     """Run the command; OSError or ValueError for bad input, before the model is loaded where that is possible."""
-    parser = argparse.ArgumentParser(prog="python -m vscan.compare", allow_abbrev=False)
+    parser = Parser(prog="python -m vscan.compare")
     add(parser, "--model-path", required=True, help="checkpoint folder")
     add(parser, "--data", type=Path, default=None, help="folder with questions.jsonl and images/")
     add(parser, "--question-file", default=None, help="in place of --data, with --image-folder")
@@ -201,7 +212,7 @@ def main(argv: list[str]) -> None:
     add(parser, "--limit", type=positive, default=None, help="ask the first questions only")
     add(parser, "--conv-mode", default=CONV_MODE, help="conversation template")
     add(parser, "--max-new-tokens", type=positive, default=MAX_NEW_TOKENS)
-    batch_help = f"prompts at a time, default {BATCH_SIZE}; questions about one image go together and encode it once"
+    batch_help = f"prompts at a time; questions about one image go together and encode it once; default: {BATCH_SIZE}"
     add(parser, "--batch-size", type=positive, default=BATCH_SIZE, help=batch_help)
     add(parser, "--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     add(parser, "--device", default=None, help="cuda, cuda:1, cpu; default: a GPU where there is one")

@@ -6,7 +6,6 @@
 `overlay`, `assemble` and `figure` draw token numbers; `Observer` and `draw` see what one answer keeps.
 """
 
-import argparse
 import textwrap
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +15,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from .config import ReductionConfig, prune_layer_of
-from .eval.arguments import add, add_reduction_arguments, parse, reduction_config, run_command
+from .eval.arguments import Parser, add, add_reduction_arguments, parse, reduction_config, run_command
 
 QUESTION, CONV_MODE, MAX_NEW_TOKENS = "What is shown in this picture?", "vicuna_v1", 64
 COLOURS = ((255, 176, 0), (40, 160, 255))  # orange and blue: every kind of colour vision tells them apart
@@ -205,7 +204,7 @@ def draw(loaded: tuple, config: ReductionConfig, image: Path, question: str) -> 
 def main(argv: list[str]) -> None:
     """Run the command; OSError or ValueError for bad input, before the model is loaded where that is possible."""
     epilog = "Without a budget: 96 tokens after the encoder, 32 from the middle layer of the decoder on."
-    parser = argparse.ArgumentParser(prog="python -m vscan.plot", epilog=epilog, add_help=False, allow_abbrev=False)
+    parser = Parser(prog="python -m vscan.plot", epilog=epilog, add_help=False)
     parser.add_argument("image", metavar="IMAGE", type=Path, help="the picture")
     add(parser, "--model-path", required=True, help="checkpoint folder")
     add(parser, "--question", default=QUESTION, help=f"default: {QUESTION}")

@@ -4,10 +4,9 @@
         --result-file A.jsonl
 """
 
-import argparse
 from pathlib import Path
 
-from vscan.eval.arguments import add, run_command
+from vscan.eval.arguments import Parser, add, run_command
 from vscan.eval.pope import BENCHMARK, QUESTIONS
 
 from .layout import laid_out
@@ -19,7 +18,7 @@ def main(argv: list[str]) -> None:
     Raises:
         FileNotFoundError, ValueError: for files that are missing or do not belong together.
     """
-    parser = argparse.ArgumentParser(prog="python -m llava.eval.eval_pope", allow_abbrev=False)
+    parser = Parser(prog="python -m llava.eval.eval_pope")
     add(parser, "--annotation-dir", required=True, help="folder of coco_pope_random.json and the other labels")
     add(parser, "--question-file", required=True, help="llava_pope_test.jsonl")
     add(parser, "--result-file", required=True, help="the answers")

@@ -7,10 +7,9 @@
 which says the same as problems.json.
 """
 
-import argparse
 from pathlib import Path
 
-from vscan.eval.arguments import add, run_command
+from vscan.eval.arguments import Parser, add, run_command
 from vscan.eval.benchmark import Scores
 from vscan.eval.gold import read_answers, read_json, write_json
 from vscan.eval.science import BENCHMARK, LETTERS, QUESTIONS, read_science, science_letter
@@ -22,7 +21,7 @@ def main(argv: list[str]) -> None:
     Raises:
         FileNotFoundError, ValueError: for files that are missing or do not belong together.
     """
-    parser = argparse.ArgumentParser(prog="python -m llava.eval.eval_science_qa", allow_abbrev=False)
+    parser = Parser(prog="python -m llava.eval.eval_science_qa")
     add(parser, "--base-dir", type=Path, required=True, help="folder of llava_test_CQM-A.json")
     add(parser, "--result-file", type=Path, required=True, help="the answers")
     add(parser, "--output-file", required=True, help="for every answer: what was read in it, and what is right")

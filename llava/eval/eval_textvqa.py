@@ -3,10 +3,9 @@
 python -m llava.eval.eval_textvqa --annotation-file textvqa/TextVQA_0.5.1_val.json --result-file A.jsonl
 """
 
-import argparse
 from pathlib import Path
 
-from vscan.eval.arguments import add, run_command
+from vscan.eval.arguments import Parser, add, run_command
 from vscan.eval.textvqa import BENCHMARK, GOLD
 
 from .layout import laid_out
@@ -18,7 +17,7 @@ def main(argv: list[str]) -> None:
     Raises:
         FileNotFoundError, ValueError: for files that are missing or do not belong together.
     """
-    parser = argparse.ArgumentParser(prog="python -m llava.eval.eval_textvqa", allow_abbrev=False)
+    parser = Parser(prog="python -m llava.eval.eval_textvqa")
     add(parser, "--annotation-file", required=True, help="TextVQA_0.5.1_val.json")
     results = parser.add_mutually_exclusive_group(required=True)
     add(results, "--result-file", help="the answers")

@@ -6,16 +6,13 @@
 `playground.scenes.files`. Answers are balanced where the number is a multiple of 16.
 """
 
-import argparse
 from collections import Counter
 from pathlib import Path
 
-from vscan.eval.arguments import add, not_negative, positive, run_command
+from vscan.eval.arguments import Parser, add, not_negative, positive, run_command
 from vscan.eval.questions import read_questions
 
-from .files import write_benchmark
-from .questions import KINDS
-from .world import SPLITS
+SPLITS = ("train", "validation", "test")  # of `playground.scenes.world`: --help and wrong flags need no numpy
 
 
 def summary(rows: list[dict]) -> str:
@@ -23,6 +20,8 @@ def summary(rows: list[dict]) -> str:
 
     Chance is that of the best answer that a question's own wording allows: "left or right" is one of two.
     """
+    from .questions import KINDS
+
     lines = [f"{'kind':<10} {'questions':>9} {'constant':>8} {'chance':>7}  answers"]
     for kind, chance in KINDS.items():
         answers = Counter(str(row["answer"]) for row in rows if row["category"] == kind)
@@ -40,13 +39,16 @@ def main(argv: list[str]) -> None:
     Raises:
         FileExistsError: for a folder with something else in it.
     """
-    parser = argparse.ArgumentParser(prog="python -m playground.scenes", allow_abbrev=False)
-    add(parser, "--split", required=True, choices=list(SPLITS), help="no scene is in two of them")
+    parser = Parser(prog="python -m playground.scenes")
+    add(parser, "--split", required=True, choices=SPLITS, help="no scene is in two of them")
     add(parser, "--number", required=True, type=positive, help="of scenes; each has six questions")
     add(parser, "--out", required=True, type=Path, help="folder to make")
     add(parser, "--seed", default=0, type=not_negative, help="another one draws another benchmark; default: 0")
     add(parser, "--blank", action="store_true", help="the same questions about grey pictures")
     args = parser.parse_args(argv)
+
+    from .files import write_benchmark
+
     write_benchmark(**vars(args))
     print(summary(read_questions(args.out / "questions.jsonl")))
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from benchmarks import received
-from benchmarks.received import (
+from benchmarks import received_parts
+from benchmarks.received import main
+from benchmarks.received_parts import (
     GLOBAL,
     LOCAL,
     STAGE,
@@ -12,7 +13,6 @@ from benchmarks.received import (
     blocks_of,
     build,
     calls_of,
-    main,
     measure,
     reduced,
     report,
@@ -25,7 +25,7 @@ MIB = 2**20
 
 @pytest.fixture
 def bench(monkeypatch):
-    monkeypatch.setattr(received, "VISION", {"hidden_size": 32, "intermediate_size": 16, "num_heads": 2})
+    monkeypatch.setattr(received_parts, "VISION", {"hidden_size": 32, "intermediate_size": 16, "num_heads": 2})
     return QwenBench(build(torch.float32, torch.device("cpu")), [(1, 12, 16)], 1)
 
 

@@ -3,18 +3,21 @@
 import argparse
 import ast
 import math
-import sys
-from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
-from typing import NoReturn
 
 from ..config import POSITIONS, ReductionConfig, parse_list
-from ..methods import METHODS, method_class
+from ..methods import METHODS, method_fields
+from ..methods.fields import READABLE, REQUIRED, Field
+from .guard import Parser, run_command
+
+__all__ = ["Parser", "run_command"]  # what every command needs, beside the flags below
 
 
 def add(parser, name: str, **options) -> None:
-    """Add a flag under its published spelling and the other one."""
+    """Add a flag under its published spelling and the other one; its help says the default, where there is one."""
+    default, text = options.get("default"), options.get("help", "")
+    if default not in (None, False, argparse.SUPPRESS) and "default" not in text:
+        options["help"] = f"{text}; default: {default}".removeprefix("; ").replace("%", "%%")
     other = "--" + (name[2:].replace("_", "-") if "_" in name else name[2:].replace("-", "_"))
     parser.add_argument(*dict.fromkeys((name, other)), **options)
 
@@ -23,7 +26,7 @@ def budget(text: str) -> int | float:
     """A count (96) or a share (0.167), as the command line has it."""
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         value = None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise argparse.ArgumentTypeError(f"expected a count such as 96 or a share such as 0.167, got {text!r}")
@@ -127,24 +130,6 @@ def run_record(args: argparse.Namespace) -> dict:
     return {**record, "model_path": str(Path(args.model_path).resolve())}
 
 
-def run_command(main: Callable[[list[str]], None]) -> NoReturn:
-    """Run a command on this process's arguments; bad input becomes one line and exit code 2, as argparse has it."""
-    try:
-        main(sys.argv[1:])
-    except (OSError, RuntimeError, ValueError) as error:
-        if isinstance(error, RuntimeError) and not _is_of_library(error):
-            raise
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)
-    sys.exit(0)
-
-
-def _is_of_library(error: RuntimeError) -> bool:
-    from ..compat import LibraryChanged  # imports torch, which a command that fails early does without
-
-    return isinstance(error, LibraryChanged)
-
-
 def parse(
     parser: argparse.ArgumentParser, argv: list[str], of_model: dict[str, dict] | None = None
 ) -> tuple[argparse.Namespace, dict]:
@@ -156,25 +141,54 @@ def parse(
 
     Returns:
         The flags, and the hyper-parameters that were given.
+
+    Raises:
+        ValueError: for a method with a field that no command line can give, or that the command has as a flag.
     """
-    wants_help = bool({"-h", "--help"} & set(argv))
-    if not wants_help:
-        parser.parse_known_args(argv)  # what is wrong so far is said before the method, and torch, is imported
-    chooser = argparse.ArgumentParser(add_help=False)
-    chooser.add_argument("--method", default=parser.get_default("method"), choices=list(METHODS))
+    chooser = Parser(prog=parser.prog, add_help=False)
+    add(chooser, "--method", default=parser.get_default("method"), choices=list(METHODS))
     method = chooser.parse_known_args(argv)[0].method
+    fields = method_fields(method)
+    parser = Parser(prog=parser.prog, epilog=parser.epilog, parents=[parser], add_help=False)
     group = parser.add_argument_group(f"hyper-parameters of {method}")
-    flags = fields(method_class(method))
-    defaults = {flag.name: flag.default for flag in flags} | (of_model or {}).get(method, {})
-    for flag in flags:
-        kind = {"action": argparse.BooleanOptionalAction} if flag.type is bool else {"type": flag.type}
-        add(group, f"--{flag.name}", default=argparse.SUPPRESS, help=f"default: {defaults[flag.name]}", **kind)
+    for field in fields.values():
+        if field.expected is None:
+            raise ValueError(f"method {method!r}: field {field.name!r}: expected {READABLE}, got {field.annotation!r}")
+        default = (of_model or {}).get(method, {}).get(field.name, field.default)
+        try:
+            add_field(group, field, default)
+        except argparse.ArgumentError as error:
+            raise ValueError(f"method {method!r}: field {field.name!r}: expected another name than a flag's") from error
     parser.add_argument("-h", "--help", action="help", help="show this, with the flags of --method")
     args, unknown = parser.parse_known_args(argv)
     if unknown:
-        of_method = ", ".join(f"--{flag.name}" for flag in flags) or "none"
+        of_method = ", ".join(f"--{name}" for name in fields) or "none"
         parser.error(f"unrecognized arguments: {' '.join(unknown)} (hyper-parameters of {method}: {of_method})")
-    return args, {flag.name: getattr(args, flag.name) for flag in flags if hasattr(args, flag.name)}
+    return args, {name: getattr(args, name) for name in fields if hasattr(args, name)}
+
+
+def add_field(group, field: Field, default) -> None:
+    """Add a hyper-parameter's flag; left out it is no part of what was given."""
+
+    def read(text: str):
+        try:
+            return field.read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    kind = {"type": read, "metavar": field.name.upper()}
+    if field.expected == "True or False":
+        kind = {"action": argparse.BooleanOptionalAction}
+    required = default is REQUIRED
+    words = [field.help.replace("%", "%%"), "must be given" if required else f"default: {default}".replace("%", "%%")]
+    add(
+        group,
+        f"--{field.name}",
+        default=argparse.SUPPRESS,
+        required=required,
+        help="; ".join(filter(None, words)),
+        **kind,
+    )
 
 
 def reduction_config(args: argparse.Namespace, hyper_parameters: dict) -> ReductionConfig | None:

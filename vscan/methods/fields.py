@@ -15,10 +15,12 @@ from typing import Any
 
 REQUIRED = dataclasses.MISSING
 # Keywords of `vscan.reduce`, of today and to come, and --help.
-RESERVED = frozenset(
-    "model method visual_tokens layers positions average preset group frame_cls processor text capture capture_bytes "
-    "version help".split()
+RESERVED = (
+    *("model", "method", "visual_tokens", "layers", "positions", "average", "preset", "group", "frame_cls"),
+    *("processor", "text", "capture", "capture_bytes", "version", "help"),
 )
+# What a command line can give.
+READABLE = "int, float, bool, str, one of these or None, tuple[int, ...] or Literal[...]"
 NOUNS = {"int": ("an int", "ints"), "float": ("a number", "numbers")}
 NOUNS |= {"bool": ("True or False", "True or False"), "str": ("a string", "strings")}
 
@@ -44,7 +46,7 @@ class Field:
 
     def __post_init__(self):
         if self.name in RESERVED:
-            raise ValueError(f"field {self.name!r}: expected a name other than {', '.join(sorted(RESERVED))}")
+            raise ValueError(f"field {self.name!r}: expected a name other than {', '.join(RESERVED)}")
 
     @cached_property
     def expected(self) -> str | None:
