@@ -1,19 +1,27 @@
 """Kill a run at random moments, start it again with the same command, and compare with a run that was left alone.
 
     python -m benchmarks.kills --kills 50
+    python -m benchmarks.kills --while-starting 20
 
-The model is tiny. Every start is a process of its own that runs the whole command; only its imports are shared.
+The model is tiny. Every start is a process of its own that runs the whole command; only its imports are shared. The
+second command kills while worker processes start, and counts those that are left after five seconds.
 """
 
 import argparse
 import json
 import multiprocessing
+import os
 import random
+import signal
+import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 TOKENS = 24
+NUM_WORKERS = 4  # of a command that is killed while they start
+SECONDS_LEFT = 5  # after which a worker must be gone
 
 
 def _build(folder: Path, num_rows: int) -> None:
@@ -28,7 +36,7 @@ def _build(folder: Path, num_rows: int) -> None:
     (folder / "questions.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
 
 
-def _answer(folder: Path, file: Path) -> None:
+def _answer(folder: Path, file: Path, num_workers: int = 1) -> None:
     import torch
 
     from llava.eval.model_vqa_loader import main as answer
@@ -36,13 +44,78 @@ def _answer(folder: Path, file: Path) -> None:
     torch.set_num_threads(1)
     flags = {"--model-path": folder / "tiny-llava", "--question-file": folder / "questions.jsonl"}
     flags |= {"--image-folder": folder, "--answers-file": file, "--temperature": 0, "--max_new_tokens": TOKENS}
-    flags |= {"--batch-size": 2, "--num-workers": 1, "--device": "cpu"}
+    flags |= {"--batch-size": 2, "--num-workers": num_workers, "--device": "cpu"}
     flags |= {"--layer_list": "[4]", "--image_token_list": "[32]", "--visual_token_num": 96}
     answer([str(part) for pair in flags.items() for part in pair])
 
 
 def _whole_lines(file: Path) -> list[str]:
     return file.read_text().split("\n")[:-1] if file.exists() else []
+
+
+def _starter(folder: Path) -> Callable[..., multiprocessing.Process]:
+    """A function that starts others, on `folder`, in processes whose imports are done."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["llava.eval.model_vqa_loader", "llava.eval.answering", "playground.tiny"])
+
+    def start(function, *args):
+        process = processes.Process(target=function, args=(folder, *args))
+        process.start()
+        return process
+
+    return start
+
+
+def _children(parent: int) -> set[tuple[int, str]]:
+    """Process id and time of start, which together name a process, of all children; Linux only."""
+    found = set()
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent_id, *rest = file.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended since
+        if int(parent_id) == parent and state != "Z":
+            found.add((int(file.parent.name), rest[17]))
+    return found
+
+
+def _is_alive(process: tuple[int, str]) -> bool:
+    try:
+        state, *rest = Path(f"/proc/{process[0]}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z" and rest[18] == process[1]
+
+
+def kill_while_starting(folder: Path, kills: int, seed: int = 0) -> dict[str, int]:
+    """Kill a command `kills` times while its worker processes start.
+
+    Args:
+        folder: an empty one, for everything that is made.
+        kills: how often to kill.
+        seed: of the moments.
+
+    Returns:
+        How many workers there were when their command was killed, and how many of them were left after SECONDS_LEFT.
+    """
+    start, chance = _starter(folder), random.Random(seed)
+    start(_build, 64).join()
+    workers = set()
+    for number in range(kills):
+        process = start(_answer, folder / f"{number}.jsonl", NUM_WORKERS)
+        wanted = chance.randint(1, NUM_WORKERS)
+        while process.is_alive() and len(_children(process.pid)) < wanted:
+            time.sleep(0.0005)
+        time.sleep(chance.uniform(0, 0.01))
+        os.kill(process.pid, signal.SIGSTOP)  # or it would go on starting them while they are counted
+        workers |= _children(process.pid)
+        process.kill()
+        process.join()
+    time.sleep(SECONDS_LEFT)
+    left = [worker for worker in workers if _is_alive(worker)]
+    for process_id, _ in left:
+        os.kill(process_id, signal.SIGKILL)
+    return {"workers": len(workers), "left": len(left)}
 
 
 def kill_again_and_again(folder: Path, kills: int, seed: int = 0) -> dict[str, int]:
@@ -60,15 +133,7 @@ def kill_again_and_again(folder: Path, kills: int, seed: int = 0) -> dict[str, i
     Raises:
         AssertionError: if a row was lost, doubled, moved or computed again.
     """
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["llava.eval.model_vqa_loader", "llava.eval.answering", "playground.tiny"])
-    chance = random.Random(seed)
-
-    def start(function, *args):
-        process = processes.Process(target=function, args=(folder, *args))
-        process.start()
-        return process
-
+    start, chance = _starter(folder), random.Random(seed)
     num_rows = 6 * kills + 10
     start(_build, num_rows).join()
     whole, killed = folder / "whole.jsonl", folder / "killed.jsonl"
@@ -110,10 +175,20 @@ def kill_again_and_again(folder: Path, kills: int, seed: int = 0) -> dict[str, i
 def main() -> None:
     """Kill as often as the command line says, and print what came of it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--kills", type=int, default=50, help="while rows are answered")
+    parser.add_argument(
+        "--while-starting", type=int, default=0, help="kills while worker processes start, in its place"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
+        if args.while_starting:
+            counts = kill_while_starting(Path(folder), args.while_starting, args.seed)
+            print(
+                f"{args.while_starting} kills, {counts['workers']} worker processes: {counts['left']} of them are left "
+                f"after {SECONDS_LEFT} seconds"
+            )
+            sys.exit(counts["left"] > 0)
         counts = kill_again_and_again(Path(folder), args.kills, args.seed)
     print(
         f"{counts['kills']} kills, {counts['amid rows']} of them amid rows: all {counts['rows']} rows are there once, "

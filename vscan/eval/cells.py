@@ -15,6 +15,7 @@ import numpy as np
 
 from ..config import ReductionConfig
 from .records import AnswersFile
+from .run_record import versions
 from .scoring import check_answers, score
 
 
@@ -92,7 +93,7 @@ def evaluate(
     if twice:
         raise ValueError(f"cells: expected different names, got more than one that writes to {', '.join(twice)}")
     digest = hashlib.sha256(json.dumps(questions, sort_keys=True).encode()).hexdigest()
-    record = {**record, "questions": {"number": len(questions), "sha256": digest}}
+    record = {"versions": versions(), **record, "questions": {"number": len(questions), "sha256": digest}}
     with ExitStack() as stack:
         # All files are opened, and so checked, before the first question is answered.
         files = []

@@ -45,9 +45,44 @@ def parse_object(content: bytes, where: str, expected: str) -> dict:
 
 
 def parse_answer(content: bytes, where: str) -> dict:
-    """A row of an answers file, which has its question's id; ValueError as in `parse_object`."""
-    expected = "an answer, a JSON object with question_id"
+    """A row of an answers file, which has its question's id and a text; ValueError as in `parse_object`."""
+    expected = "an answer, a JSON object with question_id and text"
     row = parse_object(content, where, expected)
-    if "question_id" not in row:
+    if "question_id" not in row or not isinstance(row.get("text"), str):
         raise ValueError(f"{where}: expected {expected}, got {str(row)[:60]!r}")
     return row
+
+
+def read_record(file: Path) -> dict:
+    """The record of a run, `run.json` beside its answers; ValueError where it is none any more."""
+    record = parse_object(file.read_bytes(), str(file), "the record of a run, a JSON object")
+    for name, kind in {"reduction": dict, "model_path": str}.items():
+        if not isinstance(record.get(name), kind | None):
+            raise ValueError(f"{file}: expected {name} to be of type {kind.__name__}, got {record[name]!r}")
+    return record
+
+
+def check_stats(row: dict, where: str) -> None:
+    """Check the stats of an answer; what was lost may be missing.
+
+    Raises:
+        ValueError: for a value of another type than was written, naming it.
+    """
+    kinds = {"row": int, "visual_tokens": int, "seconds": int | float, "shared_seconds": int | float}
+    wrong = [name for name, kind in kinds.items() if name in row and not _is_number(row[name], kind)]
+    if "stages" in row and not _are_pairs(row["stages"]):
+        wrong.append("stages")
+    if wrong:
+        raise ValueError(f"{where}: expected an answer's stats, got {wrong[0]} {row[wrong[0]]!r}")
+
+
+def _is_number(value, kind) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and value >= 0
+
+
+def _are_pairs(stages) -> bool:
+    """Whether these are a layer and a number of tokens each."""
+    return isinstance(stages, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(_is_number(value, int | float) for value in pair)
+        for pair in stages
+    )

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from .lines import as_lines, beside, parse_answer, parse_object, whole_lines, write_whole
+from .lines import as_lines, beside, check_stats, parse_answer, parse_object, read_record, whole_lines, write_whole
 from .run_record import difference
 
 PATIENCE = 10  # seconds that a killed process may take to be gone
@@ -90,11 +90,10 @@ class Part:
         stats = whole_lines(self.stats_file.read_bytes())
         for number, (answer, line) in enumerate(zip(whole_lines(self._read()), stats, strict=True), start=1):
             parse_answer(answer, f"{self.file}, line {number}")
-            where, expected = f"{self.stats_file}, line {number}", "an answer's stats, a JSON object"
-            row = parse_object(line, where, expected).get("row")
-            if row is not None and (type(row) is not int or row < 0):
-                raise ValueError(f"{where}: expected row to be a number of 0 or more, got {row!r}")
-            yield row, answer, line
+            where = f"{self.stats_file}, line {number}"
+            costs = parse_object(line, where, "an answer's stats, a JSON object")
+            check_stats(costs, where)
+            yield costs.get("row"), answer, line
 
     def append(self, answers: list[dict], stats: list[dict]) -> None:
         """Write rows to disk, all or none of them.
@@ -206,8 +205,7 @@ class AnswersFile(Part):
             return
         run_file, differs = beside(file, "run.json"), "no run.json"
         if run_file.exists():
-            recorded = parse_object(run_file.read_bytes(), str(run_file), "the record of a run, a JSON object")
-            differs = difference(recorded, json.loads(json.dumps(config)))
+            differs = difference(read_record(run_file), json.loads(json.dumps(config)))
         if differs:
             num_rows = sum(len(whole_lines(part)) for part in begun)
             raise ValueError(

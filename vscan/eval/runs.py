@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .benchmark import read_rows
+from .benchmark import numbered_rows
 from .benchmarks import BENCHMARKS
 from .gold import read_json
+from .lines import check_stats, read_record
 from .results import ANSWERS, SCORES
 
 PUBLISHED = Path(__file__).with_name("published.csv")
@@ -127,7 +128,7 @@ def read_runs(folders: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
         run = runs.setdefault(key, Run(*key))
         if name in run.counts:
             raise ValueError(f"expected one run of {name} for {'/'.join(key)}, got a second one in {str(file)!r}")
-        run.counts[name] = tuple(content[count] for count in ("num_questions", "num_missing", "num_unparsed"))
+        run.counts[name] = _counts(content, file)
         found = columns_of(name, content)
         run.scores |= {column: value for column, value in found.items() if value is not None}
         if content.get("value") is None:
@@ -139,6 +140,15 @@ def read_runs(folders: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
     return list(runs.values()), notes
 
 
+def _counts(content: dict, file: Path) -> tuple[int, ...]:
+    names = ("num_questions", "num_missing", "num_unparsed")
+    wrong = {name: content.get(name) for name in names if type(content.get(name)) is not int}
+    value, parts = content.get("value"), content.get("parts", {})
+    if wrong or not isinstance(value, int | float | None) or not isinstance(parts, dict):
+        raise ValueError(f"{file}: expected scores with {', '.join(names)}, value and parts, got {str(content)[:80]!r}")
+    return tuple(content[name] for name in names)
+
+
 def _read_rows(run: Run, name: str, folder: Path) -> None:
     """Add what the records beside a benchmark's answers say: method, checkpoint, and what each row cost."""
     rows = run.rows[name] = Rows()
@@ -146,12 +156,12 @@ def _read_rows(run: Run, name: str, folder: Path) -> None:
     for file in answers:
         record, stats = (file.with_name(f"{file.name}.{ending}") for ending in ("run.json", "stats.jsonl"))
         if record.is_file():
-            content = read_json(record)
-            reduction = content.get("reduction")
-            run.method = reduction.get("method", "vscan") if reduction else "dense"
+            content = read_record(record)
+            run.method = content["reduction"].get("method", "vscan") if content.get("reduction") else "dense"
             run.models[name] = content.get("model_path", "")
             rows.num_layers = _num_layers(Path(run.models[name]))
-        for row in read_rows(stats) if stats.is_file() else []:
+        for number, row in numbered_rows(stats) if stats.is_file() else []:
+            check_stats(row, f"{stats}, line {number}")
             if "seconds" in row:
                 rows.seconds.append(row["seconds"])
             if row.get("visual_tokens") and row.get("stages"):
