@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 
 from llava.conversation import get_conversation
-from llava.model.check import check_budget, check_checkpoint, check_reduction
+from llava.model.check import check_budget, check_checkpoint, check_reduction, find_local_tower
 from vscan.eval.arguments import (
     add,
     add_generation_arguments,
@@ -14,13 +14,13 @@ from vscan.eval.arguments import (
     generation,
     parse,
     reduction_config,
-    run_record,
 )
 from vscan.eval.checkpoint import model_name
 from vscan.eval.images import ImageFolder
-from vscan.eval.questions import check_folder, check_images, chunk
+from vscan.eval.questions import check_asked, check_folder, check_images, chunk
 from vscan.eval.ranks import Ranks
 from vscan.eval.records import Part
+from vscan.eval.run_record import reduction_record, run_record
 from vscan.eval.runner import answer_file, run
 
 
@@ -56,7 +56,12 @@ class Command:
             )
 
     def chunk(self, rows: list) -> list:
-        """The chunk of `rows` that this command is to answer."""
+        """The chunk of `rows`, all that the question file holds, that this command is to answer.
+
+        Raises:
+            ValueError: for no rows at all, or another chunk than there is.
+        """
+        check_asked(rows, self.args.question_file)
         return chunk(rows, self.args.num_chunks, self.args.chunk_idx)
 
     def answer_from_folder(self, questions: list[dict], row: Callable | None = None) -> None:
@@ -79,10 +84,19 @@ class Command:
         args = self.args
         config = check_checkpoint(args.model_path)
         check_reduction(self.reduction, config, args.model_path)
-        record = {**run_record(args), "reduction": self.reduction and self.reduction.to_dict()}
         ranks = Ranks()
         answer = partial(self._answer, config, questions, find_image, row, ranks)
-        answer_file(args.answers_file, record, questions, answer, ranks, args.on_error == "skip")
+        answer_file(args.answers_file, self._record(config), questions, answer, ranks, args.on_error == "skip")
+
+    def _record(self, config: dict) -> dict:
+        """What decides the answers, for the record beside them."""
+        path = self.args.model_path
+        tower = find_local_tower(config["mm_vision_tower"], path) if "mm_vision_tower" in config else None
+        of_checkpoint = (config.get("reduction") or {}).get(self.args.method) or {}
+        return {
+            **run_record(self.args, self.args.question_file, [path] if tower is None else [path, tower]),
+            "reduction": reduction_record(self.reduction, of_checkpoint),
+        }
 
     def _answer(
         self,
@@ -108,16 +122,18 @@ class Command:
         if self.reduction is not None:
             applied = apply_config(model, self.reduction)
             check_budget(self.reduction, config, applied.num_tokens)
+        answering = Answering(tokenizer, model, applied, **generation(args))
         run(
             questions,
             todo,
             part,
             model_name(args.model_path),
             Preparation.of(model, tokenizer, image_processor, find_image, args.conv_mode, reduction=applied),
-            Answering(tokenizer, model, applied, **generation(args)),
+            answering,
             batch_size=args.batch_size,
             num_workers=args.num_workers,
             skip=args.on_error == "skip",
             show_progress=ranks.rank == 0,
             row=row,
+            check=answering.check,
         )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qwen.images import process_image
 from vscan.api import Reduction
-from vscan.eval.answering import left_padded, read_stages
+from vscan.eval.answering import check_context, left_padded, read_stages
 from vscan.eval.images import on_white, read_image
 from vscan.eval.runner import Answer
 
@@ -75,7 +75,7 @@ class Preparation:
         if ids.count(self.image_token) != has_image:
             raise ValueError(
                 f"expected a prompt with {int(has_image)} image tokens, got {ids.count(self.image_token)}: the "
-                f"question's text must not hold any, {text!r}"
+                f"question's text must not hold any, {text[:60]!r}"
             )
         return ids
 
@@ -105,6 +105,10 @@ class Answering:
             resized = {} if prompt.resized is None else {"resized": list(prompt.resized)}
             answers.append(Answer(text.strip(), {**stages, **resized}))
         return answers
+
+    def check(self, prompt: Prompt) -> None:
+        """Raise ValueError for a prompt that is longer than the model's context."""
+        check_context(len(prompt.ids), self.model.config)
 
     def _images(self, prompts: list[Prompt], ids: Tensor) -> dict:
         """The pictures of a batch, as the model's `generate` takes them."""

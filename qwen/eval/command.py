@@ -3,6 +3,7 @@
 import argparse
 import io
 from collections.abc import Callable
+from pathlib import Path
 
 from qwen.images import pixel_budget
 from qwen.model.check import check_checkpoint
@@ -11,11 +12,12 @@ from vscan.eval.arguments import (
     add_question_arguments,
     generation,
     parse,
-    run_record,
 )
 from vscan.eval.checkpoint import check_layers, model_name
+from vscan.eval.questions import check_asked, chunk
 from vscan.eval.ranks import Ranks
 from vscan.eval.records import Part
+from vscan.eval.run_record import reduction_record, run_record
 from vscan.eval.runner import answer_file, run
 
 from .arguments import HYPER_PARAMETERS, add_pixel_arguments, add_reduction_arguments, reduction_config
@@ -49,11 +51,11 @@ class Command:
         self.name = name
         self.args, hyper_parameters = parse(parser, argv, HYPER_PARAMETERS)
         self.reduction = reduction_config(self.args, hyper_parameters)
-        self.budget = self._loaded = None
+        self.budget = self._config = self._loaded = None
 
     @property
     def skips(self) -> bool:
-        """Whether a broken picture is left out rather than the end."""
+        """Whether a question that cannot be answered is left out rather than the end."""
         return self.args.on_error == "skip"
 
     def check_model(self) -> None:
@@ -62,16 +64,32 @@ class Command:
         Raises:
             FileNotFoundError, ValueError: for a checkpoint that is incomplete, or a flag that does not fit it.
         """
-        config = check_checkpoint(self.args.model_path)
+        self._config = check_checkpoint(self.args.model_path)
         if self.reduction is not None:
-            check_layers(self.reduction, config)
+            check_layers(self.reduction, self._config)
         self.budget = pixel_budget(self.name, self.args.model_path, self.args.min_pixels, self.args.max_pixels)
 
-    @property
-    def record(self) -> dict:
-        """What decides the answers, for the record beside them."""
-        pixels = dict(zip(("min_pixels", "max_pixels"), self.budget, strict=True))
-        return {**run_record(self.args), **pixels, "reduction": self.reduction and self.reduction.to_dict()}
+    def record(self, question_file: str | Path) -> dict:
+        """What decides the answers to a file's questions, for the record beside them."""
+        of_model = dict(HYPER_PARAMETERS.get(self.args.method, {}))
+        full = self._config["vision_config"].get("fullatt_block_indexes")
+        if "local_layer" in of_model and full:
+            of_model["local_layer"] = full[0]
+        of_model |= (self._config.get("reduction") or {}).get(self.args.method) or {}
+        return {
+            **run_record(self.args, question_file, [self.args.model_path]),
+            **dict(zip(("min_pixels", "max_pixels"), self.budget, strict=True)),
+            "reduction": reduction_record(self.reduction, of_model),
+        }
+
+    def chunk(self, rows: list) -> list:
+        """The chunk of `rows`, all that the question file holds, that this command is to answer.
+
+        Raises:
+            ValueError: for no rows at all, or another chunk than there is.
+        """
+        check_asked(rows, self.args.question_file)
+        return chunk(rows, self.args.num_chunks, self.args.chunk_idx)
 
     def answer(
         self,
@@ -110,6 +128,7 @@ class Command:
             skip=self.skips,
             show_progress=ranks.rank == 0,
             row=row,
+            check=answering.check,
         )
 
     def _load(self, ranks: Ranks) -> tuple:
@@ -147,7 +166,7 @@ def answer_questions(command: Command, questions: list[dict], find_image: FindIm
     ranks = Ranks()
     answer_file(
         command.args.answers_file,
-        command.record,
+        command.record(command.args.question_file),
         questions,
         lambda todo, part: command.answer(questions, find_image, row, ranks, todo, part),
         ranks,

@@ -10,7 +10,7 @@ stopped, in whatever way, is continued by the same command, also with another nu
 
 from vscan.eval.arguments import run_command
 from vscan.eval.images import ImageFolder
-from vscan.eval.questions import check_folder, check_images, chunk, read_questions
+from vscan.eval.questions import check_folder, check_images, read_questions
 
 from .command import Command, answer_questions, question_parser
 
@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
     """
     command = Command("model_vqa_loader", question_parser("model_vqa_loader", max_new_tokens=128), argv)
     args = command.args
-    questions = chunk(read_questions(args.question_file), args.num_chunks, args.chunk_idx)
+    questions = command.chunk(read_questions(args.question_file))
     check_folder(args.image_folder) if command.skips else check_images(questions, args.image_folder)
     answer_questions(command, questions, ImageFolder(args.image_folder))
 

@@ -10,7 +10,6 @@ Shards and stopped runs are as in `qwen.eval.model_vqa_loader`.
 from vscan.eval.arguments import add, run_command
 from vscan.eval.images import embedded_image
 from vscan.eval.mmbench import SUFFIXES, mmbench_row, read_mmbench, rounds
-from vscan.eval.questions import chunk
 
 from .command import Command, answer_questions, question_parser
 
@@ -27,7 +26,7 @@ def main(argv: list[str]) -> None:
     add(parser, "--lang", default="en", choices=list(SUFFIXES), help="language in which it is asked for")
     command = Command("model_vqa_mmbench", parser, argv)
     args = command.args
-    entries = chunk(read_mmbench(args.question_file), args.num_chunks, args.chunk_idx)
+    entries = command.chunk(read_mmbench(args.question_file))
     options = (args.all_rounds, args.single_pred_prompt, args.lang)
     questions = [question for entry in entries for question in rounds(entry, *options)]
     answer_questions(command, questions, embedded_image, mmbench_row)

@@ -9,7 +9,7 @@ Shards and stopped runs are as in `qwen.eval.model_vqa_loader`.
 
 from vscan.eval.arguments import add, run_command
 from vscan.eval.images import ImageFolder
-from vscan.eval.questions import check_folder, check_images, chunk
+from vscan.eval.questions import check_folder, check_images
 from vscan.eval.science import read_science, science_row
 
 from .command import Command, answer_questions, question_parser
@@ -25,7 +25,7 @@ def main(argv: list[str]) -> None:
     add(parser, "--single-pred-prompt", action="store_true", help="ask for the option's letter")
     command = Command("model_vqa_science", parser, argv)
     args = command.args
-    questions = chunk(read_science(args.question_file, args.single_pred_prompt), args.num_chunks, args.chunk_idx)
+    questions = command.chunk(read_science(args.question_file, args.single_pred_prompt))
     check_folder(args.image_folder) if command.skips else check_images(questions, args.image_folder)
     answer_questions(command, questions, ImageFolder(args.image_folder), science_row)
 

@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
     command.check_model()
     output = Path(args.output_dir or Path("answers") / "refcoco" / model_name(args.model_path))
     for name in splits:  # all of them now: the last one's turn may come hours later
-        AnswersFile.check(output / f"{name}.jsonl", {**command.record, "split": name})
+        AnswersFile.check(output / f"{name}.jsonl", _record(command, name))
 
     ranks = Ranks(use_nccl=args.device in (None, "cuda"))
     scores, everything = {}, []
@@ -68,13 +68,16 @@ def main(argv: list[str]) -> None:
         print(line("all", scores["all"]))
 
 
+def _record(command: Command, name: str) -> dict:
+    return {**command.record(Path(command.args.data_root) / f"{name}.json"), "split": name}
+
+
 def _answer(command: Command, output: Path, name: str, split: list[dict], ranks: Ranks) -> list[dict] | None:
     """Answer what a split lacks; returns its judged rows for rank 0, None for others."""
     find_image = ImageFolder(command.args.image_root)
-    record = {**command.record, "split": name}
     answers = answer_file(
         output / f"{name}.jsonl",
-        record,
+        _record(command, name),
         split,
         lambda todo, part: command.answer(split, find_image, None, ranks, todo, part),
         ranks,
@@ -96,8 +99,10 @@ def _judge(answers: AnswersFile, split: list[dict]) -> list[dict]:
     rows = []
     for row, answer, stats in answers.rows():
         resized = json.loads(stats).get("resized")
-        if resized is None:
-            raise ValueError(f"{answers.stats_file}: expected the resized picture's size of row {row}, got {stats!r}")
+        if not isinstance(resized, list) or len(resized) != 2 or not all(type(side) is int for side in resized):
+            raise ValueError(
+                f"{answers.stats_file}: expected the resized picture's width and height of row {row}, got {stats!r}"
+            )
         rows.append(judge(split[row], json.loads(answer)["text"], resized))
     return rows
 
