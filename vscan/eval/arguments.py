@@ -3,7 +3,6 @@
 import argparse
 import ast
 import math
-from pathlib import Path
 
 from ..config import POSITIONS, ReductionConfig, parse_list
 from ..methods import METHODS, method_fields
@@ -116,18 +115,6 @@ def generation(args: argparse.Namespace) -> dict:
     if args.temperature > 0:
         sampling = {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p}
     return {"num_beams": args.num_beams, "max_new_tokens": args.max_new_tokens, **sampling}
-
-
-# Flags that change no answer, and those that the record has in other words.
-FREE = {"answers_file", "output_dir", "datasets", "num_workers", "on_error"}
-REDUCTION = {"method", "positions", "layer_list"}
-REDUCTION |= {"visual_token_num", "image_token_list", "image_token_ratio", "image_token_ratio_list"}
-
-
-def run_record(args: argparse.Namespace) -> dict:
-    """What decides the answers, for the record beside them: the flags, without the reduction and where answers go."""
-    record = {name: value for name, value in vars(args).items() if name not in FREE | REDUCTION}
-    return {**record, "model_path": str(Path(args.model_path).resolve())}
 
 
 def parse(

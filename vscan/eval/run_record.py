@@ -39,7 +39,8 @@ def run_record(args: argparse.Namespace, question_file: str | Path, folders: Ite
         question_file: that is read.
         folders: of the checkpoint, and of its vision tower where that lies elsewhere.
     """
-    record = {name: value for name, value in vars(args).items() if name not in FREE | REDUCTION}
+    left_out = FREE | REDUCTION | set(method_fields(args.method))
+    record = {name: value for name, value in vars(args).items() if name not in left_out}
     return {
         **_settled(record),
         "questions_sha256": file_digest(question_file),
