@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.conversation import build_prompt
 from llava.mm_utils import expand_image_tokens, load_image, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from vscan.api import Reduction
 from vscan.compat import ENCODED, pooled, takes_encoded
 from vscan.eval import checkpoint
-from vscan.eval.answering import left_padded, read_stages
+from vscan.eval.answering import check_context, left_padded, read_stages
 from vscan.eval.images import ImageFolder
 from vscan.eval.runner import Answer
 from vscan.models.llava_next import image_lengths
@@ -106,7 +107,13 @@ class Preparation:
             pixels, size = self._read(source)
             key = source if isinstance(source, str) else None
         prompt = build_prompt(question["text"], self.conv_mode, self.mm_use_im_start_end, pixels is not None)
-        return Prompt(tokenizer_image_token(prompt, self.tokenizer), pixels, size, key)
+        ids, expected = tokenizer_image_token(prompt, self.tokenizer), int(pixels is not None)
+        if ids.count(IMAGE_TOKEN_INDEX) != expected:
+            raise ValueError(
+                f"expected a prompt with {expected} images, got {ids.count(IMAGE_TOKEN_INDEX)}: the question's text "
+                f"must not hold {DEFAULT_IMAGE_TOKEN}, {question['text'][:60]!r}"
+            )
+        return Prompt(ids, pixels, size, key)
 
     @lru_cache(maxsize=1)  # questions about one image follow one another  # noqa: B019
     def _read(self, source: str | io.BytesIO) -> tuple[Tensor, tuple[int, int]]:
@@ -143,6 +150,11 @@ class Answering:
         texts = self.tokenizer.batch_decode(new, skip_special_tokens=True)
         stats = read_stages(self.reduction, lengths)
         return [Answer(text.strip(), stats) for text, stats in zip(texts, stats, strict=True)]
+
+    def check(self, prompt: Prompt) -> None:
+        """Raise ValueError for a prompt that is longer than the model's context, its image included."""
+        num_tokens = sum(token != IMAGE_TOKEN_INDEX for token in prompt.ids) + self._image_length(prompt)
+        check_context(num_tokens, self.model.config)
 
     def _images(self, prompts: list[Prompt]) -> dict:
         """The images of a batch, as the model's `generate` takes them: features where prompts share an image."""
