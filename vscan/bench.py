@@ -17,7 +17,7 @@ from .compat import CACHE, causal_mask, clip_blocks, init_empty_weights, rotary_
 from .config import Budget, ReductionConfig
 from .flops import tokens_per_layer, vscan_schedule
 from .methods import method_class
-from .methods.base import Views
+from .methods.base import Views, encode_in_place
 from .models.clip import encode_views, grid_of, run_tower
 from .prompt import VisualPrompt
 
@@ -66,6 +66,7 @@ class Row:
         average: visual tokens of a view, averaged over the decoder's layers; on Qwen2.5-VL a share of all.
         visual: visual tokens of a view in each of these layers; on Qwen2.5-VL of all images of a prompt.
         config: the reduction in force; None unless `kind` is "reduced".
+        kept: bool [B, L], placeholders that hold a token, as `Bench.embed` left them; None where all do.
         seconds: {column: a number per round}.
         lengths: columns that each layer's cache holds after the prompt.
         peak: bytes beyond weights and pixels, at most, on the way from pixels to cache.
@@ -76,6 +77,7 @@ class Row:
     average: Budget
     visual: list[int]
     config: ReductionConfig | None = None
+    kept: Tensor | None = None
     seconds: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in TIMES})
     lengths: list[int] = field(default_factory=list)
     peak: int = 0
@@ -146,7 +148,7 @@ class Bench:
         return self.project(run_tower(self.clip, self.pixels, self.feature_layer)[0][:, 1:])
 
     def selection(self, reduction) -> Callable[[], Tensor]:
-        """What `encode_views` does beside tower and projector: [CLS] rows, selection, merging and the flags."""
+        """What `encode_views` does beside tower and projector: [CLS] rows, selection, merging and the layout."""
         method, blocks = reduction.method, clip_blocks(self.clip)
         states = self.clip(self.pixels, output_hidden_states=True).hidden_states
         features, inputs = states[self.feature_layer][:, 1:], {layer: states[:-1][layer] for layer in method.cls_layers}
@@ -155,9 +157,7 @@ class Bench:
         def select() -> Tensor:
             rows = {layer: cls_row(blocks[layer], hidden) for layer, hidden in inputs.items()}
             views = Views(self.pixels, features, rows, self.grid, lambda tokens: projected[:, : tokens.shape[1]])
-            values, slots = method.encode(views, reduction.num_kept)
-            flagged = values.new_full((len(values), self.num_tokens, values.shape[-1]), torch.nan)
-            return flagged.index_put_((torch.arange(len(values), device=slots.device).unsqueeze(1), slots), values)
+            return encode_in_place(method, views, reduction.num_kept)[0]
 
         return select
 
@@ -166,7 +166,8 @@ class Bench:
         if reduction is None:
             features = self.tower()
         else:
-            features = encode_views(reduction, self.clip, self.project, self.pixels, self.feature_layer)
+            features, kept, _ = encode_views(reduction, self.clip, self.project, self.pixels, self.feature_layer)
+            row.kept = nn.functional.pad(kept.reshape(self.batch_size, -1), (BEFORE, AFTER))
         visual = features.reshape(self.batch_size, -1, features.shape[-1])
         if row.kind == "floor":
             visual = visual[:, : self.num_views * row.visual[0]]
@@ -190,7 +191,7 @@ class Bench:
         visual[:, BEFORE:-AFTER] = True
         counts = (1, self.num_tokens, row.visual[0])
         lists = [[self.num_views * count] * self.batch_size for count in counts]
-        return {"visual_prompt": VisualPrompt(visual, *lists, [embeds.shape[1]] * self.batch_size)}
+        return {"visual_prompt": VisualPrompt(visual, *lists, [embeds.shape[1]] * self.batch_size, row.kept)}
 
     def decode(self, row: Row, cache: DynamicCache, num_tokens: int) -> None:
         """Run more tokens, one at a time."""

@@ -140,6 +140,7 @@ class QwenBench(Bench):
         self.positions, _ = base.get_rope_index(ids, self.visual.int(), self.grids)
         self.text = self.decoder.embed_tokens(ids).detach()  # B L D; placeholders are written over
         self.tokens, self.calls = None, {}  # what `record` keeps
+        self.kept = None  # of the tokens that the tower gave last, which are left
 
     def __str__(self) -> str:
         images = " + ".join(map(str, self.images))
@@ -148,7 +149,9 @@ class QwenBench(Bench):
 
     def tower(self) -> Tensor:
         """The tower as it stands, reduced where a reduction is in force: [tokens, D]."""
-        return self.visual_tower(self.pixels, self.grids).pooler_output
+        output = self.visual_tower(self.pixels, self.grids)
+        self.kept = getattr(output, "kept", None)
+        return output.pooler_output
 
     def outside_blocks(self) -> Tensor:
         """The tower without its blocks: patch embedding, positions and merger."""
@@ -185,7 +188,7 @@ class QwenBench(Bench):
         return self.tokens, {block: self.calls[block] for block in blocks}
 
     def selection(self, reduction) -> Callable[[], Tensor]:
-        """What a reduction does beside the tower: scores, selection, merging and the flags. [tokens, D]"""
+        """What a reduction does beside the tower: scores, selection, merging and the layout. [tokens, D]"""
         tower = self.visual_tower
         blocks = tuple(dict.fromkeys(layer % len(tower.blocks) for layer in reduction.method.cls_layers))
         recorded = self.record(blocks)
@@ -207,6 +210,7 @@ class QwenBench(Bench):
         """What the decoder is given, [B, L, D], from what the tower computed once."""
         if reduction is not None and reduction.reduces_views:
             return self.prompt(row, self.selection(reduction)())
+        self.kept = None
         return self.prompt(row, self.record(())[0])
 
     def whole(self, row: Row, reduction):
@@ -217,6 +221,7 @@ class QwenBench(Bench):
         """Visual tokens [B*N, D] between the text; no dropped token comes before the floor."""
         embeds = self.text.clone()
         embeds[self.visual] = tokens
+        row.kept = None if self.kept is None else self.visual.masked_scatter(self.visual, self.kept)
         return embeds[:, : row.visual[0] + self.num_text] if row.kind == "floor" else embeds
 
     def keywords(self, row: Row, embeds: Tensor) -> dict:
@@ -226,5 +231,7 @@ class QwenBench(Bench):
         known = {"position_ids": self.positions}
         if row.kind == "reduced":
             counts = (len(self.images), self.num_tokens, row.visual[0], embeds.shape[1])
-            known["visual_prompt"] = VisualPrompt(self.visual, *([count] * self.batch_size for count in counts))
+            known["visual_prompt"] = VisualPrompt(
+                self.visual, *([count] * self.batch_size for count in counts), row.kept
+            )
         return known

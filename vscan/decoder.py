@@ -75,7 +75,7 @@ class Decoder:
         """Run the layers on a prompt with visual tokens, or on the tokens that follow it.
 
         Args:
-            inputs_embeds: [B, L, D]; placeholders whose token the vision stage dropped hold NaN.
+            inputs_embeds: [B, L, D]; what placeholders without a token hold does not matter.
             attention_mask: [B, L], or what generate makes of it for a static cache, or None.
             position_ids: long [B or 1, L], positions in the full prompt, or None; for M-RoPE [3 or 4, B or 1, L].
             cache: a KV cache, empty before the prompt, or None; under any name that transformers gives it.
@@ -203,7 +203,7 @@ def _prefill(model, prompt: VisualPrompt, hidden, attention_mask, position_ids, 
     def boundary(index: int, hidden: Tensor):
         nonlocal segment
         if index == 0:
-            hidden, segment = segment.drop_flagged(hidden, model.reduction.compact_positions)
+            hidden, segment = segment.drop_empty(hidden, model.reduction.compact_positions)
             state.segments.append(segment)
         if index in budgets:
             hidden, segment = model.layer_prune(index, hidden, segment, budgets[index], num_columns)

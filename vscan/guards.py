@@ -11,7 +11,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import pairwise
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import Cache
 
 from .compat import LibraryChanged, cache_dtype, cache_of, cached_bytes, held, take_cache
@@ -103,6 +104,23 @@ def check_step(cache: Cache, before: int, num_new: int) -> None:
     got, exact = held(cache, 0)
     if exact and got != before + num_new:
         raise LibraryChanged(f"{before + num_new} columns in the cache of layer 0 after {num_new} more", str(got))
+
+
+def check_finite(finite: Tensor | None, dtype: torch.dtype) -> None:
+    """Check that visual features hold numbers; it is the one read of the device here, where a prompt is described.
+
+    Args:
+        finite: bool [], whether all are finite; None where that is not known.
+        dtype: theirs.
+
+    Raises:
+        ValueError: naming the dtype.
+    """
+    if finite is not None and not finite.is_meta and not finite:
+        raise ValueError(
+            f"expected visual features that are finite, got NaN or infinity in {str(dtype).removeprefix('torch.')}: "
+            "load the model in bfloat16 or float32, or look at the pixels"
+        )
 
 
 def check_handed_out(module: nn.Module, prompt: VisualPrompt, kwargs: dict, output) -> None:

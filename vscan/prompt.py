@@ -13,6 +13,15 @@ from transformers import Cache
 from .masks import compact
 
 
+def placed(kept: Tensor, visual: Tensor) -> Tensor:
+    """Which placeholders hold a token, bool [B, L], from which of all images' tokens are left, bool [number of them].
+
+    By index: where these are not the placeholders of `visual`, as the shell will say, nothing is out of range.
+    """
+    number = (visual.flatten().cumsum(0) - 1).clamp(0, len(kept) - 1)
+    return visual & kept.to(visual.device)[number].view_as(visual)
+
+
 @dataclass
 class VisualPrompt:
     """Where a batch of prompts holds its visual tokens.
@@ -21,9 +30,10 @@ class VisualPrompt:
         visual: bool [B, L], the placeholder columns.
         num_views: views (images, crops, frames) per row.
         num_visual: placeholders per row.
-        num_kept: placeholders per row that hold a token after the vision encoder; the others are flagged by NaN. None
-            where that depends on the picture: it is read when the decoder drops them.
+        num_kept: placeholders per row that hold a token after the vision encoder. None where that depends on the
+            picture: it is read when the decoder drops the others.
         num_valid: columns per row that are no padding.
+        kept: bool [B, L], the placeholders that hold a token after the vision encoder; None where all do.
         entered: set by the decoder loop; the shell fails loudly where it stays unset.
         cache: set by the decoder loop, what it filled; the shell fails loudly where it hands out another.
     """
@@ -33,6 +43,7 @@ class VisualPrompt:
     num_visual: list[int]
     num_kept: list[int] | None
     num_valid: list[int]
+    kept: Tensor | None = None
     entered: bool = False
     cache: Cache | None = None
 
@@ -42,7 +53,8 @@ class VisualPrompt:
             return self
         lists = (self.num_views, self.num_visual, self.num_kept, self.num_valid)
         repeated = (numbers and [number for number in numbers for _ in range(times)] for numbers in lists)
-        return VisualPrompt(self.visual.repeat_interleave(times, dim=0), *repeated)
+        kept = None if self.kept is None else self.kept.repeat_interleave(times, dim=0)
+        return VisualPrompt(self.visual.repeat_interleave(times, dim=0), *repeated, kept)
 
     def joined(self, other: "VisualPrompt") -> "VisualPrompt":
         """The same prompts with the visual tokens of another modality as well: images and videos."""
@@ -53,12 +65,15 @@ class VisualPrompt:
         num_kept = None
         if self.num_kept is not None and other.num_kept is not None:
             num_kept = sums(self.num_kept, other.num_kept)
+        of_both = [prompt.visual if prompt.kept is None else prompt.kept for prompt in (self, other)]
+        kept = None if self.kept is None and other.kept is None else of_both[0] | of_both[1]
         return VisualPrompt(
             self.visual | other.visual,
             sums(self.num_views, other.num_views),
             sums(self.num_visual, other.num_visual),
             num_kept,
             self.num_valid,
+            kept,
         )
 
     @classmethod
@@ -68,7 +83,8 @@ class VisualPrompt:
         attention_mask: Tensor | None,
         sizes: list[int],
         views: list[int],
-        kept: list[int] | None,
+        num_kept: list[int] | None,
+        kept: Tensor | None = None,
     ) -> "VisualPrompt":
         """Count what each row holds. One row without a mask needs no data; else it is one host read per prompt.
 
@@ -76,7 +92,8 @@ class VisualPrompt:
             visual: bool [B, L].
             attention_mask: bool [B, L], or None where nothing is padding.
             sizes, views: placeholders and views of every image, in the order in which the rows hold them.
-            kept: how many tokens of every image are left by the encoder, or None where that depends on the picture.
+            num_kept: how many tokens of every image are left by the encoder, or None where that depends on the picture.
+            kept: bool [sum(sizes)], which these are; None where all are.
 
         Raises:
             ValueError: if the rows' placeholders are not those of these images.
@@ -87,19 +104,20 @@ class VisualPrompt:
         else:
             mask = torch.ones_like(visual) if attention_mask is None else attention_mask.to(visual.device)
             placeholders, valid = torch.stack((visual.sum(1), mask.sum(1))).tolist()
-        num_views, num_kept = [], []
-        left = list(zip(sizes, views, sizes if kept is None else kept, strict=True))
+        num_views, of_rows = [], []
+        left = list(zip(sizes, views, sizes if num_kept is None else num_kept, strict=True))
         for number in placeholders:
             num_views.append(0)
-            num_kept.append(0)
+            of_rows.append(0)
             while number > 0 and left:
                 size, of_image, stay = left.pop(0)
-                number, num_views[-1], num_kept[-1] = number - size, num_views[-1] + of_image, num_kept[-1] + stay
+                number, num_views[-1], of_rows[-1] = number - size, num_views[-1] + of_image, of_rows[-1] + stay
             if number:
                 raise ValueError(f"expected the placeholders of images of {sizes} tokens, got {placeholders} per row")
         if left:
             raise ValueError(f"expected the placeholders of images of {sizes} tokens, got {placeholders} per row")
-        return cls(visual, num_views, placeholders, None if kept is None else num_kept, valid)
+        kept = None if kept is None else placed(kept, visual)
+        return cls(visual, num_views, placeholders, None if num_kept is None else of_rows, valid, kept)
 
 
 @dataclass(frozen=True)
@@ -214,7 +232,7 @@ class Segment:
         hidden = hidden[torch.arange(hidden.shape[0], device=hidden.device).unsqueeze(1), columns]
         if self.valid is None and min(num_valid) == length:
             valid = None
-        else:  # fillers are masked, but NaN times zero is NaN
+        else:  # fillers are masked, but what they hold may not be finite, and NaN times zero is NaN
             hidden = hidden.masked_fill(~valid.unsqueeze(-1), 0)
         axes = self.positions.shape[:-2]  # none, or 3 for M-RoPE
         positions, removed = self.positions.expand(*axes, *stay.shape), self.removed
@@ -238,12 +256,12 @@ class Segment:
             num_valid=num_valid,
         )
 
-    def drop_flagged(self, hidden: Tensor, compact_positions: bool) -> tuple[Tensor, "Segment"]:
-        """Drop the placeholders that the vision stage flagged with NaN: the decoder's layer 0 never sees them."""
-        if self.prompt.num_kept == self.num_visual:
+    def drop_empty(self, hidden: Tensor, compact_positions: bool) -> tuple[Tensor, "Segment"]:
+        """Drop the placeholders that the vision stage left without a token: the decoder's layer 0 never sees them."""
+        kept, num_kept = self.prompt.kept, self.prompt.num_kept
+        if kept is None or num_kept == self.num_visual:
             return hidden, self
-        kept = self.visual & ~hidden[..., 0].isnan()
-        num_kept = self.prompt.num_kept
+        kept = kept.to(self.visual.device)
         if num_kept is None:
             num_kept = kept.sum(dim=1).tolist()
         return self.shorten(hidden, kept, num_kept, 0, compact_positions)

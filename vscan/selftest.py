@@ -225,7 +225,7 @@ class _Trial:
         kept = visual if dropped is None else (self.visual & ~dropped).sum(dim=1).tolist()
         embeds = self.embeds.clone()
         if dropped is not None:
-            embeds[:, :LENGTH][dropped] = torch.nan
+            embeds[:, :LENGTH][dropped] = 3.0  # must not matter
         self.ours.reduction = SimpleNamespace(
             config=SimpleNamespace(layers=()), compact_positions=True, method=Method(), last=None
         )
@@ -234,7 +234,14 @@ class _Trial:
             attention_mask=self.mask[:, :LENGTH],
             position_ids=self.positions[..., :LENGTH],
             use_cache=True,
-            visual_prompt=VisualPrompt(self.visual, [1, 1], visual, kept, [LENGTH, LENGTH - PADDING]),
+            visual_prompt=VisualPrompt(
+                self.visual,
+                [1, 1],
+                visual,
+                kept,
+                [LENGTH, LENGTH - PADDING],
+                None if dropped is None else self.visual & ~dropped,
+            ),
         )
         step = self.ours(
             inputs_embeds=embeds[:, LENGTH:],

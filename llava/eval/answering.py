@@ -22,6 +22,7 @@ from vscan.eval.answering import check_context, left_padded, read_stages
 from vscan.eval.images import ImageFolder
 from vscan.eval.runner import Answer
 from vscan.models.llava_next import image_lengths
+from vscan.models.shell import EncodedImages
 
 FindImage = Callable[[dict], str | io.BytesIO | None]  # from a question to its picture's file or content
 
@@ -168,9 +169,10 @@ class Answering:
         shown = [list(distinct).index(key) for key in keys]
         inputs = self._inputs(list(distinct.values()))
         if self.is_original:
-            images, views = self.model.embed_images(inputs["images"], inputs["image_sizes"])
-            return {"image_features": ([images[i] for i in shown], [views[i] for i in shown])}
+            return {"image_features": self.model.embed_images(inputs["images"], inputs["image_sizes"]).select(shown)}
         encoded = self.model.base_model.get_image_features(**inputs, return_dict=True)
+        if isinstance(encoded, EncodedImages):
+            return {ENCODED: {"image": encoded.select(shown)}}
         features = pooled(encoded)
         return {ENCODED: {"image": type(encoded)(pooler_output=[features[i] for i in shown])}}
 

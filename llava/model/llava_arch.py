@@ -6,8 +6,10 @@ from torch import Tensor, nn
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import select_best_resolution
 from vscan.compat import unpad_image
+from vscan.guards import check_finite
 from vscan.models.clip import encode_views, grid_of
-from vscan.prompt import VisualPrompt
+from vscan.models.shell import EncodedImages, all_finite
+from vscan.prompt import VisualPrompt, placed
 
 from .multimodal_projector.builder import build_vision_projector
 
@@ -51,20 +53,27 @@ class LlavaMetaForCausalLM:
         self.model.reduction = reduction
         return lambda: setattr(self.model, "reduction", None)
 
-    def encode_images(self, images: Tensor) -> Tensor:
+    def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Encode and project images; under a reduction each keeps its budget (`vscan.models.clip.encode_views`).
 
         Args:
             images: [V, 3, H, W].
 
         Returns:
-            [V, N, D] in raster order; placeholders whose token was dropped hold NaN.
+            [V, N, D] in raster order; and which tokens are left, bool [V, N], or None where all are.
+
+        Raises:
+            ValueError: for features that are not finite.
         """
         tower, project, reduction = self.model.vision_tower, self.model.mm_projector, self.model.reduction
         images = images.to(self.dtype)
         if reduction is None or reduction.num_kept == reduction.num_tokens:
-            return project(tower(images))
-        return encode_views(reduction, tower.vision_tower, project, images, tower.select_layer)
+            features, kept = project(tower(images)), None
+            finite = None if reduction is None else all_finite([features])
+        else:
+            features, kept, finite = encode_views(reduction, tower.vision_tower, project, images, tower.select_layer)
+        check_finite(finite, features.dtype)
+        return features, kept
 
     @property
     def merge_type(self) -> str:
@@ -107,22 +116,41 @@ class LlavaMetaForCausalLM:
 
     def embed_images(
         self, images: Tensor | list[Tensor] | None, image_sizes: list[tuple[int, int]] | None
-    ) -> tuple[list[Tensor], list[int]]:
-        """The tokens of every image [M_i, D], and how many views it has.
+    ) -> EncodedImages | None:
+        """Encode images and put the crops of each together; None where there is none.
 
         Args:
             images: [V, 3, H, W], one view each; or crops [n_i, 3, H, W] of every image.
             image_sizes: (width, height) of every picture, where images come as crops.
         """
         if images is None:
-            return [], []
+            return None
         if isinstance(images, Tensor) and images.ndim == 4:
-            return list(self.encode_images(images)), [1] * len(images)
+            encoded, kept = self.encode_images(images)
+            num_kept = [encoded.shape[1] if kept is None else self.model.reduction.num_kept] * len(images)
+            return EncodedImages(
+                pooler_output=list(encoded),
+                kept=None if kept is None else list(kept),
+                num_views=[1] * len(images),
+                num_kept=num_kept,
+            )
         views = [len(crops) for crops in images]
         sizes = [None] * len(views) if image_sizes is None else image_sizes
-        encoded = self.encode_images(torch.cat(list(images))).split(views)
-        newline = getattr(self.model, "image_newline", None)
-        return [self.pack_crops(crops, size, newline) for crops, size in zip(encoded, sizes, strict=True)], views
+        encoded, kept = self.encode_images(torch.cat(list(images)))
+
+        def packed(crops: Tensor, newline: Tensor | None) -> list[Tensor]:
+            pairs = zip(crops.split(views), sizes, strict=True)
+            return [self.pack_crops(of_image, size, newline) for of_image, size in pairs]
+
+        features = packed(encoded, getattr(self.model, "image_newline", None))
+        num_kept = [len(image) for image in features]
+        if kept is not None:
+            # Which are left goes the way of the features, as numbers; newlines stay.
+            kept = [image[:, 0] > 0 for image in packed(kept.to(encoded.dtype).unsqueeze(-1), encoded.new_ones(1))]
+            # How many tokens unpadding cuts away depends on the picture.
+            fixed = "unpad" not in self.merge_type
+            num_kept = [number * self.model.reduction.num_kept for number in views] if fixed else None
+        return EncodedImages(pooler_output=features, kept=kept, num_views=views, num_kept=num_kept)
 
     def image_length(self, num_crops: int, image_size: tuple[int, int] | None) -> int:
         """Visual tokens of one picture, (width, height), before any reduction."""
@@ -135,7 +163,7 @@ class LlavaMetaForCausalLM:
         attention_mask: Tensor | None,
         images: Tensor | list[Tensor] | None,
         image_sizes: list[tuple[int, int]] | None = None,
-        image_features: tuple[list[Tensor], list[int]] | None = None,
+        image_features: EncodedImages | None = None,
     ) -> tuple[Tensor, Tensor | None, VisualPrompt | None]:
         """Put images into prompts.
 
@@ -156,11 +184,12 @@ class LlavaMetaForCausalLM:
         masks = [[1] * len(row) for row in rows] if attention_mask is None else attention_mask.tolist()
         rows = [[token for token, keep in zip(*pair, strict=True) if keep] for pair in zip(rows, masks, strict=True)]
         num_images = [row.count(IMAGE_TOKEN_INDEX) for row in rows]
-        given = images if image_features is None else image_features[0]
+        given = images if image_features is None else image_features.pooler_output
         num_given = 0 if given is None else len(given)
         if sum(num_images) != num_given:
             raise ValueError(f"expected as many images as the prompts name, {num_images}, got {num_given}")
-        features, views = image_features or self.embed_images(images, image_sizes)
+        encoded = self.embed_images(images, image_sizes) if image_features is None else image_features
+        features = [] if encoded is None else encoded.pooler_output
         sizes = iter([len(feature) for feature in features])
         rows = [
             [out for token in row for out in ([token] * next(sizes) if token == IMAGE_TOKEN_INDEX else [token])]
@@ -176,15 +205,19 @@ class LlavaMetaForCausalLM:
 
         visual = ids == IMAGE_TOKEN_INDEX
         embeds = self.get_input_embeddings()(ids.clamp(min=0))
-        if given is None:
+        if encoded is None:
             return embeds, mask, None
-        of_rows = iter(views)
-        num_views = [sum(next(of_rows) for _ in range(number)) for number in num_images]
-        num_visual = [row.count(IMAGE_TOKEN_INDEX) for row in rows]
-        reduction = self.model.reduction
-        num_kept = num_visual
-        if reduction is not None and reduction.num_kept < reduction.num_tokens:
-            # How many tokens unpadding cuts away depends on the picture.
-            num_kept = None if "unpad" in self.merge_type else [number * reduction.num_kept for number in num_views]
-        prompt = VisualPrompt(visual, num_views, num_visual, num_kept, num_valid)
+
+        def of_rows(numbers: list[int]) -> list[int]:
+            numbers = iter(numbers)
+            return [sum(next(numbers) for _ in range(number)) for number in num_images]
+
+        prompt = VisualPrompt(
+            visual,
+            of_rows(encoded.num_views),
+            of_rows([len(feature) for feature in features]),
+            None if encoded.num_kept is None else of_rows(encoded.num_kept),
+            num_valid,
+            None if encoded.kept is None else placed(torch.cat(encoded.kept), visual),
+        )
         return embeds.masked_scatter(visual.unsqueeze(-1), torch.cat(features).to(embeds)), mask, prompt

@@ -121,7 +121,7 @@ def test_the_tower_gives_the_recorded_rows_and_features(folder, inputs, original
     tower = original.model.vision_tower.vision_tower
     with torch.no_grad():
         hidden, rows = run_tower(tower, normalised(inputs[f"pixel_u8_{image}"]), -2, (5, -2))
-        projected = original.encode_images(normalised(inputs[f"pixel_u8_{image}"]))
+        projected, _ = original.encode_images(normalised(inputs[f"pixel_u8_{image}"]))
     torch.testing.assert_close(hidden[:, 1:], vision["vision_features"], atol=2e-5, rtol=1e-5)
     torch.testing.assert_close(rows[5], vision["attn_shallow"], atol=1e-7, rtol=2e-5)
     torch.testing.assert_close(rows[-2], vision["attn_deep"], atol=1e-7, rtol=2e-5)

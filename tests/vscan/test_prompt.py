@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from vscan.masks import all_true, compact, padding_mask
-from vscan.prompt import Segment, VisualPrompt
+from vscan.prompt import Segment, VisualPrompt, placed
 
 quick = settings(deadline=None, derandomize=True)
 
@@ -95,6 +95,23 @@ def test_counts_of_every_row_are_read():
 def test_without_a_mask_every_column_is_a_token():
     found = read(flags("ttVV", "tVVt"), None, tokens_per_view=2, kept_per_view=1, num_views=2)
     assert (found.num_views, found.num_visual, found.num_kept, found.num_valid) == ([1, 1], [2, 2], [1, 1], [4, 4])
+
+
+def test_which_tokens_are_left_goes_to_the_placeholders_in_order():
+    visual = flags("tVVtV", "ttVVt")
+    kept = torch.tensor([True, False, True, False, True])
+    found = VisualPrompt.read(visual, None, [3, 2], [1, 1], [2, 1], kept)
+    assert torch.equal(found.kept, flags("txttx", "tttxt", mark="x"))
+    assert torch.equal(found.repeat(2).kept, found.kept.repeat_interleave(2, dim=0))
+    other = VisualPrompt(~visual, [0, 0], [0, 0], None, [5, 5])
+    assert torch.equal(found.joined(other).kept, found.kept | ~visual)
+    assert other.joined(other).kept is None
+
+
+def test_more_or_fewer_tokens_than_placeholders_are_out_of_no_range():
+    visual = flags("tVVt")
+    for number in (1, 5):
+        assert placed(torch.ones(number, dtype=torch.bool), visual).tolist() == visual.tolist()
 
 
 def test_one_row_is_counted_without_reading_it():
@@ -289,10 +306,17 @@ def test_a_mask_that_masks_nothing_is_none():
     assert segment.query(6)[1] is None
 
 
-def test_placeholders_flagged_with_nan_are_dropped_before_layer_0():
-    hidden, segment = whole(kept_per_view=3)
-    hidden[0, 3] = hidden[1, 5] = torch.nan
-    hidden, short = segment.drop_flagged(hidden, compact_positions=True)
+def emptied(hidden, segment, *columns):
+    """The same prompt with no token at these (row, column); what they hold must not matter."""
+    kept = segment.visual.clone()
+    for row, column in columns:
+        kept[row, column], hidden[row, column] = False, torch.nan
+    return hidden, replace(segment, prompt=replace(segment.prompt, kept=kept))
+
+
+def test_placeholders_without_a_token_are_dropped_before_layer_0():
+    hidden, segment = emptied(*whole(kept_per_view=3), (0, 3), (1, 5))
+    hidden, short = segment.drop_empty(hidden, compact_positions=True)
     assert short.start == 0
     assert short.columns.tolist() == [[0, 1, 2, 4, 5, 6, 7], [0, 1, 2, 3, 4, 6, 7]]
     assert numbers(short.valid) == [[1] * 7, [0, 0, 1, 1, 1, 1, 1]]
@@ -301,35 +325,41 @@ def test_placeholders_flagged_with_nan_are_dropped_before_layer_0():
     assert not hidden.isnan().any()
 
 
-def test_positions_of_the_flagged_may_stay_empty():
-    hidden, segment = whole(("tVVVVt",), kept_per_view=2, masked=False)
-    hidden[0, [1, 4]] = torch.nan
-    _, short = segment.drop_flagged(hidden, compact_positions=False)
+def test_positions_of_the_empty_may_stay_empty():
+    hidden, segment = emptied(*whole(("tVVVVt",), kept_per_view=2, masked=False), (0, 1), (0, 4))
+    _, short = segment.drop_empty(hidden, compact_positions=False)
     assert short.positions.tolist() == [[0, 2, 3, 5]]
     assert short.removed.tolist() == [[0]]
 
 
-def test_how_many_are_left_is_read_off_the_flags_where_that_depends_on_the_picture():
-    hidden, segment = whole(("tVVVVt", "VVVVtt"), masked=False)
+def test_how_many_are_left_is_read_where_that_depends_on_the_picture():
+    hidden, segment = emptied(*whole(("tVVVVt", "VVVVtt"), masked=False), (0, 2), (0, 3), (1, 3))
     segment = replace(segment, prompt=replace(segment.prompt, num_kept=None))
-    hidden[0, 2:4] = hidden[1, 3] = torch.nan
-    hidden, short = segment.drop_flagged(hidden, compact_positions=True)
+    hidden, short = segment.drop_empty(hidden, compact_positions=True)
     assert (short.num_visual, short.num_valid) == ([2, 3], [4, 5])
     assert short.columns[short.valid].tolist() == [0, 1, 4, 5, 0, 1, 2, 4, 5]
     assert not hidden.isnan().any()
 
 
+def test_a_token_that_is_left_may_hold_anything():
+    hidden, segment = emptied(*whole(("tVVVVt",), kept_per_view=3, masked=False), (0, 2))
+    hidden[0, 1] = torch.nan
+    _, short = segment.drop_empty(hidden, compact_positions=True)
+    assert (short.columns.tolist(), short.num_visual) == ([[0, 1, 3, 4, 5]], [3])
+
+
 def test_nothing_is_dropped_where_the_vision_stage_kept_all():
     hidden, segment = whole()
-    same, short = segment.drop_flagged(hidden, compact_positions=True)
+    same, short = segment.drop_empty(hidden, compact_positions=True)
     assert same is hidden
     assert short is segment
 
 
 def test_fillers_hold_no_nan():
-    hidden, segment = whole(("tVVVVttt", "tttttttt"), kept_per_view=1, masked=False)
-    hidden[0, 2:5] = torch.nan
-    hidden, short = segment.drop_flagged(hidden, compact_positions=True)
+    hidden, segment = emptied(
+        *whole(("tVVVVttt", "tttttttt"), kept_per_view=1, masked=False), *((0, column) for column in (2, 3, 4))
+    )
+    hidden, short = segment.drop_empty(hidden, compact_positions=True)
     assert short.length == 8
     assert numbers(short.valid) == [[1, 1, 0, 0, 0, 1, 1, 1], [1] * 8]
     assert not hidden.isnan().any()

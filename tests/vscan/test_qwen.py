@@ -291,8 +291,9 @@ def test_features_encoded_beforehand_serve_a_reduced_prompt():
     model, inputs = tiny_qwen(), inputs_of(ROWS["unequal"])
     with reduce(model, "both"), torch.no_grad():
         expected = model(**inputs).logits
-        features = model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output
-        assert [int((~image[:, 0].isnan()).sum()) for image in features] == [12, 14, 25, 4]
+        encoded = model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"])
+        assert [int(kept.sum()) for kept in encoded.kept] == encoded.num_kept == [12, 14, 25, 4]
+        assert not any(image[~kept].any() for image, kept in zip(encoded.pooler_output, encoded.kept, strict=True))
         assert torch.equal(model(**inputs).logits, expected)
 
 

@@ -73,17 +73,19 @@ class Method:
         return rows.mean(dim=1)
 
 
-def encode_flagged(method: Method, views: Views, num: int) -> Tensor:
+def encode_in_place(method: Method, views: Views, num: int) -> tuple[Tensor, Tensor]:
     """Let a method reduce views, and lay its tokens out at their slots.
 
     Args:
         num: tokens kept of every view, fewer than N.
 
     Returns:
-        [V, N, D] in raster order: a kept token in its slot, NaN in all others.
+        [V, N, D] in raster order, a kept token in its slot and zeros in all others; and which slots are kept, bool
+        [V, N].
     """
     values, slots = method.encode(views, num)
     num_views, _, width = values.shape
-    flagged = values.new_full((num_views, views.features.shape[1], width), torch.nan)
-    rows = torch.arange(num_views, device=values.device).unsqueeze(1)
-    return flagged.index_put_((rows, slots.to(values.device)), values)
+    laid_out = values.new_zeros((num_views, views.features.shape[1], width))
+    kept = torch.zeros(laid_out.shape[:2], dtype=torch.bool, device=values.device)
+    rows, slots = torch.arange(num_views, device=values.device).unsqueeze(1), slots.to(values.device)
+    return laid_out.index_put_((rows, slots), values), kept.scatter_(1, slots, True)

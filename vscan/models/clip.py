@@ -1,5 +1,5 @@
 """Stage 1 on a CLIP vision tower: run it no further than needed, collect [CLS] rows on the way, let the method reduce
-every view, and hand over full-size features whose dropped rows are flagged."""
+every view, and hand over full-size features and which of them are kept."""
 
 import hashlib
 import time
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..attention import cls_row, device_of
 from ..compat import clip_blocks, clip_entry, run_clip_block
-from ..methods.base import Views, encode_flagged
+from ..methods.base import Views, encode_in_place
 
 
 def grid_of(tower: nn.Module) -> tuple[int, int]:
@@ -121,7 +121,7 @@ def _run_tower(
 
 def encode_views(
     reduction, tower: nn.Module, project: Callable[[Tensor], Tensor], pixel_values: Tensor, feature_layer: int
-) -> Tensor:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Encode views and reduce each to the reduction's budget.
 
     Args:
@@ -132,10 +132,11 @@ def encode_views(
         feature_layer: index into the tower's hidden states.
 
     Returns:
-        [V, N, D] in raster order: a kept token in its slot, NaN in all others.
+        [V, N, D] in raster order, a kept token in its slot and zeros in all others; which are kept, bool [V, N]; and
+        whether all that the tower gave is finite, bool [].
     """
     hidden, rows = run_tower(tower, pixel_values, feature_layer, reduction.method.cls_layers)
     features = hidden[:, 1:]
     rows = {layer: row.to(features.device) for layer, row in rows.items()}
     views = Views(pixel_values.to(features.device), features, rows, grid_of(tower), project)
-    return encode_flagged(reduction.method, views, reduction.num_kept)
+    return *encode_in_place(reduction.method, views, reduction.num_kept), hidden.isfinite().all()

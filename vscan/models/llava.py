@@ -2,8 +2,9 @@
 
 from torch import nn
 
+from ..compat import pooled
 from .clip import encode_views, grid_of
-from .shell import EncodedImages, Modality, install_on_shell
+from .shell import EncodedImages, Modality, all_finite, install_on_shell
 
 
 def fit(reduction, model: nn.Module) -> nn.Module:
@@ -47,18 +48,31 @@ def check_features(layer, strategy: str) -> None:
 def install(model: nn.Module, reduction):
     """Install a reduction on a LlavaForConditionalGeneration; returns the function that undoes it."""
     base = fit(reduction, model)
+    original = base.get_image_features
 
-    def get_image_features(pixel_values, vision_feature_layer=None, vision_feature_select_strategy=None, **kwargs):
+    def encode(pixel_values, vision_feature_layer=None, vision_feature_select_strategy=None, **kwargs):
         layer = base.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
         check_features(layer, vision_feature_select_strategy or "default")
-        features = encode_views(reduction, base.vision_tower, base.multi_modal_projector, pixel_values, layer)
-        return EncodedImages(pooler_output=list(features))
+        if not reduction.reduces_views:
+            return adopt(original(pixel_values=pixel_values, vision_feature_layer=layer, return_dict=True))
+        features, kept, finite = encode_views(
+            reduction, base.vision_tower, base.multi_modal_projector, pixel_values, layer
+        )
+        number = len(features)
+        return EncodedImages(
+            pooler_output=list(features),
+            kept=list(kept),
+            num_views=[1] * number,
+            num_kept=[reduction.num_kept] * number,
+            finite=finite,
+        )
 
-    def sizes_of(kwargs: dict) -> tuple[list[int], list[int], list[int]]:
-        encoded = images.encoded(kwargs)
-        num_images = len(kwargs["pixel_values"] if encoded is None else encoded.pooler_output)
-        return [reduction.num_tokens] * num_images, [1] * num_images, [reduction.num_kept] * num_images
+    def adopt(output) -> EncodedImages:
+        features = pooled(output)
+        sizes = [len(image) for image in features]
+        return EncodedImages(
+            pooler_output=features, num_views=[1] * len(sizes), num_kept=sizes, finite=all_finite(features)
+        )
 
-    replaced = get_image_features if reduction.num_kept < reduction.num_tokens else None
-    images = Modality("image", "pixel_values", sizes_of, replaced)
+    images = Modality("image", "pixel_values", encode, None if reduction.reduces_views else adopt)
     return install_on_shell(model, reduction, [images])

@@ -1,7 +1,7 @@
 """Stock transformers LLaVA-NeXT: every crop is a view; crops are put together, unpadded and given newlines as before.
 
-Reduced crops stay full-size, dropped rows flagged, until the model's own packing has run: what unpadding cuts away is
-lost, newlines stay, and the decoder ranks every placeholder that is left.
+Reduced crops stay full-size until the model's own packing has run, and which of their tokens are left goes the same way
+beside them: what unpadding cuts away is lost, newlines stay, and the decoder ranks every placeholder that is left.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..compat import image_size_to_num_patches, pack_crops, pooled
 from .clip import encode_views
 from .llava import check_features, fit
-from .shell import EncodedImages, Modality, install_on_shell
+from .shell import EncodedImages, Modality, all_finite, install_on_shell
 
 
 def num_crops(config, image_sizes: Tensor) -> list[int]:
@@ -35,39 +35,30 @@ def image_lengths(base: nn.Module, image_sizes: Tensor, num_tokens: int) -> tupl
 def install(model: nn.Module, reduction):
     """Install a reduction on a LlavaNextForConditionalGeneration; returns the function that undoes it."""
     base = fit(reduction, model)
-    config, encode = base.config, base.get_image_features
+    config, original = base.config, base.get_image_features
 
-    def get_image_features(
-        pixel_values, image_sizes, vision_feature_layer=None, vision_feature_select_strategy=None, **kwargs
-    ):
+    def encode(pixel_values, image_sizes, vision_feature_layer=None, vision_feature_select_strategy=None, **kwargs):
         crops = num_crops(config, image_sizes)
-        if reduction.num_kept == reduction.num_tokens:
-            kwargs |= {
-                "vision_feature_layer": vision_feature_layer,
-                "vision_feature_select_strategy": vision_feature_select_strategy,
-                "return_dict": True,
-            }
-            images = pooled(encode(pixel_values, image_sizes, **kwargs))
-        else:
-            layer = config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
-            check_features(layer, vision_feature_select_strategy or "default")
-            if pixel_values.ndim == 5:
-                pixel_values = torch.cat([image[:number] for image, number in zip(pixel_values, crops, strict=True)])
-            views = encode_views(reduction, base.vision_tower, base.multi_modal_projector, pixel_values, layer)
-            images = pack_crops(base, views.split(crops), image_sizes, base.image_newline)
-        for image, number in zip(images, crops, strict=True):
-            image.num_views = number  # generate forgets image_sizes once it has the features
-        return EncodedImages(pooler_output=images)
-
-    def sizes_of(kwargs: dict) -> tuple[list[int], list[int], list[int] | None]:
-        encoded = images.encoded(kwargs)
-        if encoded is None:
-            sizes, crops = image_lengths(base, kwargs["image_sizes"], reduction.num_tokens)
-        else:
-            sizes = [len(image) for image in encoded.pooler_output]
-            crops = [image.num_views for image in encoded.pooler_output]
+        layer = config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
+        check_features(layer, vision_feature_select_strategy or "default")
+        if not reduction.reduces_views:
+            output = original(
+                pixel_values=pixel_values, image_sizes=image_sizes, vision_feature_layer=layer, return_dict=True
+            )
+            images = pooled(output)
+            sizes = [len(image) for image in images]
+            return EncodedImages(pooler_output=images, num_views=crops, num_kept=sizes, finite=all_finite(images))
+        if pixel_values.ndim == 5:
+            pixel_values = torch.cat([image[:number] for image, number in zip(pixel_values, crops, strict=True)])
+        views, kept, finite = encode_views(
+            reduction, base.vision_tower, base.multi_modal_projector, pixel_values, layer
+        )
+        images = pack_crops(base, views.split(crops), image_sizes, base.image_newline)
+        # Which are left goes the way of the features, as numbers: newlines stay, and what unpadding cuts away is lost.
+        numbers = kept.to(views.dtype).unsqueeze(-1).split(crops)
+        left = pack_crops(base, numbers, image_sizes, torch.ones(1, dtype=views.dtype, device=views.device))
+        left = [image[:, 0] > 0 for image in left]
         # How many tokens unpadding cuts away depends on the picture.
-        return sizes, crops, None if reduction.num_kept < reduction.num_tokens else sizes
+        return EncodedImages(pooler_output=images, kept=left, num_views=crops, num_kept=None, finite=finite)
 
-    images = Modality("image", "pixel_values", sizes_of, get_image_features)
-    return install_on_shell(model, reduction, [images])
+    return install_on_shell(model, reduction, [Modality("image", "pixel_values", encode)])

@@ -15,14 +15,12 @@ from torch import Tensor, nn
 from ..attention import rotate, split_heads
 from ..compat import pooled, vision_windows
 from ..config import count
-from ..methods.base import Views, encode_flagged
+from ..methods.base import Views, encode_in_place
 from ..received import attention_received
 from .shell import EncodedImages, Modality, install_on_shell, swap_class
 
 # While a reduced tower runs: {block: what its attention was given, then the score of each patch}; one for every thread.
 scores_of_blocks: ContextVar[dict | None] = ContextVar("scores_of_blocks", default=None)
-# While images are encoded under a reduction: gets a word from every reduced tower that runs.
-towers_entered: ContextVar[list | None] = ContextVar("towers_entered", default=None)
 
 
 class ReducedTower:
@@ -30,7 +28,8 @@ class ReducedTower:
 
     Modifications:
     - `forward` collects the attention that patches receive in the blocks which the method reads, while a reduction is
-      set, and lets the method reduce every view; a dropped token is a row of NaN in `pooler_output`.
+      set, and lets the method reduce every view; the output's `kept` says which tokens of `pooler_output` are left, and
+      `finite` whether all were finite.
     """
 
     reduction = None
@@ -43,17 +42,20 @@ class ReducedTower:
             grid_thw: long [num_images, 3], steps in time, height and width of each image in patches.
 
         Returns:
-            What the tower returns; `pooler_output` is [tokens, D] in raster order, NaN where a token is dropped.
+            What the tower returns; `pooler_output` is [tokens, D] in raster order. Under a reduction it has `kept`,
+            bool [tokens] or None where all are, and `finite`, bool [].
         """
-        if towers_entered.get() is not None:
-            towers_entered.get().append(type(self).__name__)
-        if self.reduction is None or not self.reduction.reduces_views:
+        if self.reduction is None:
             return super().forward(hidden_states, grid_thw, **kwargs)
+        if not self.reduction.reduces_views:
+            output = super().forward(hidden_states, grid_thw, **{**kwargs, "return_dict": True})
+            output.kept, output.finite = None, output.pooler_output.isfinite().all()
+            return output
         order = vision_windows(self, grid_thw, kwargs)
         scores = {}
         token = scores_of_blocks.set(scores)
         try:
-            output = super().forward(hidden_states, grid_thw, return_dict=True, **kwargs)
+            output = super().forward(hidden_states, grid_thw, **{**kwargs, "return_dict": True})
         finally:
             scores_of_blocks.reset(token)
         tokens = output.pooler_output
@@ -67,13 +69,16 @@ class ReducedTower:
                 )
             row = scores[block].to(tokens.device).unflatten(0, (len(tokens), -1)).mean(dim=1)
             rows[layer] = row if order is None else torch.empty_like(row).index_copy_(0, order.to(row.device), row)
-        output.pooler_output = reduce_images(self, hidden_states.to(tokens.device), tokens, rows, grid_thw.tolist())
+        output.finite = tokens.isfinite().all()
+        output.pooler_output, output.kept = reduce_images(
+            self, hidden_states.to(tokens.device), tokens, rows, grid_thw.tolist()
+        )
         return output
 
 
 def reduce_images(
     tower, pixel_values: Tensor, tokens: Tensor, rows: dict[int, Tensor], grids: list[list[int]]
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Reduce each image to its budget; images vary in size, so that they come one after another.
 
     Args:
@@ -84,13 +89,13 @@ def reduce_images(
         grids: steps in time, height and width of each image in patches.
 
     Returns:
-        [N, D], NaN where a token is dropped.
+        [N, D], zeros where a token is dropped; and which are left, bool [N].
     """
     reduction, side = tower.reduction, tower.spatial_merge_size
     lengths = [steps * height * width for steps, height, width in grids]
     sizes = [length // side**2 for length in lengths]
     of_images = {layer: row.split(sizes) for layer, row in rows.items()}
-    reduced = []
+    reduced, left = [], []
     for image, (pixels, features) in enumerate(zip(pixel_values.split(lengths), tokens.split(sizes), strict=True)):
         steps, height, width = grids[image]
         num = count(sizes[image] // steps, reduction.config.visual_tokens)
@@ -102,9 +107,12 @@ def reduce_images(
                 grid=(height // side, width // side),
                 project=lambda states: states,
             )
-            features = encode_flagged(reduction.method, views, num).flatten(0, 1)
+            features, kept = (part.flatten(0, 1) for part in encode_in_place(reduction.method, views, num))
+        else:
+            kept = torch.ones(len(features), dtype=torch.bool, device=features.device)
         reduced.append(features)
-    return torch.cat(reduced)
+        left.append(kept)
+    return torch.cat(reduced), torch.cat(left)
 
 
 def watch(undo: ExitStack, tower: nn.Module, block: int) -> None:
@@ -171,41 +179,29 @@ def fit(reduction, model: nn.Module) -> nn.Module:
 
 
 def modality(base: nn.Module, reduction, name: str, pixels: str) -> Modality:
-    """Images or videos of a Qwen2.5-VL: its own features, with the views of each noted for the decoder."""
-    encode = getattr(base, f"get_{name}_features")
+    """Images or videos of a Qwen2.5-VL: its own features, and which of them its tower left."""
+    original = getattr(base, f"get_{name}_features")
     grid_name = f"{name}_grid_thw"
 
-    def get_features(*args, visual_prompt=None, **kwargs):
-        kwargs = {**dict(zip((pixels, grid_name), args, strict=False)), **kwargs, "return_dict": True}
-        token = towers_entered.set([])
-        try:
-            images = pooled(encode(**kwargs))
-            entered = towers_entered.get()
-        finally:
-            towers_entered.reset(token)
-        if not entered:
+    def encode(**kwargs):
+        grids = kwargs[grid_name]
+        output = original(**{pixels: kwargs[pixels], grid_name: grids, "return_dict": True})
+        images, views = pooled(output), grids[:, 0].tolist()
+        if not hasattr(output, "kept"):
             raise RuntimeError(
                 f"the reduced {type(base.visual).__name__} was not entered: something replaced its forward, and "
                 "nothing would be reduced in it"
             )
-        for image, (steps, _, _) in zip(images, kwargs[grid_name].tolist(), strict=True):
-            image.num_views = steps  # generate forgets the grids once it has the features
-        return EncodedImages(pooler_output=images)
+        sizes, budget = [len(image) for image in images], reduction.config.visual_tokens
+        return EncodedImages(
+            pooler_output=images,
+            kept=None if output.kept is None else list(output.kept.split(sizes)),
+            num_views=views,
+            num_kept=[n * count(size // n, budget) for size, n in zip(sizes, views, strict=True)],
+            finite=output.finite,
+        )
 
-    def sizes_of(kwargs: dict) -> tuple[list[int], list[int], list[int]]:
-        encoded = found.encoded(kwargs)
-        if encoded is None:
-            grids = kwargs[grid_name]
-            sizes = (grids.prod(dim=-1) // base.visual.spatial_merge_size**2).tolist()
-            views = grids[:, 0].tolist()
-        else:
-            sizes = [len(image) for image in encoded.pooler_output]
-            views = [image.num_views for image in encoded.pooler_output]
-        budget = reduction.config.visual_tokens
-        return sizes, views, [n * count(size // n, budget) for size, n in zip(sizes, views, strict=True)]
-
-    found = Modality(name, pixels, sizes_of, get_features)
-    return found
+    return Modality(name, pixels, encode)
 
 
 def install(model: nn.Module, reduction) -> Callable[[], None]:

@@ -3,30 +3,77 @@ and what cannot work refused. Instances only, and all of it undone by one ExitSt
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 
+import torch
 from torch import Tensor, nn
 
 from ..compat import (
     CACHE_IMPLEMENTATIONS,
+    ENCODED,
     BaseModelOutputWithPooling,
     LibraryChanged,
     encoded,
     is_mrope,
     rebind_forward,
     take_cache,
+    takes_encoded,
 )
 from ..decoder import Decoder, state_of
-from ..guards import check_handed_out, generating, generation
+from ..guards import check_finite, check_handed_out, generating, generation
 from ..masks import padding_mask
 from ..prompt import VisualPrompt
 
 
+@dataclass
 class EncodedImages(BaseModelOutputWithPooling):
-    """Images encoded under a reduction: `pooler_output` is a list of [M_i, D], NaN where a token is dropped."""
+    """Images encoded under a reduction; what travels with them through `generate` to the shell.
+
+    Args:
+        pooler_output: a list of [M_i, D], one tensor an image, in raster order; zeros where a token is dropped.
+        kept: a list of bool [M_i], which of them are left; None where all are.
+        num_views: a list, views (images, crops, steps in time) of each.
+        num_kept: a list, tokens of each that are left; None where that depends on the picture.
+        finite: bool [], whether all that the encoder gave is; read once, where a prompt is described.
+    """
+
+    kept: list | None = None
+    num_views: list | None = None
+    num_kept: list | None = None
+    finite: Tensor | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.encoded = list(self.pooler_output)  # `generate` repeats them for beams, and says nothing
+
+    def select(self, indices: Sequence[int]) -> "EncodedImages":
+        """Some of these images, in another order or several times."""
+        lists = {name: getattr(self, name) for name in ("pooler_output", "kept", "num_views", "num_kept")}
+        chosen = {name: None if found is None else [found[i] for i in indices] for name, found in lists.items()}
+        return EncodedImages(**chosen, finite=self.finite)
+
+    def expanded(self) -> "EncodedImages":
+        """The same images as `pooler_output` has them now, with all that belongs to each."""
+        place = {id(features): number for number, features in enumerate(self.encoded)}
+        try:
+            indices = [place[id(features)] for features in self.pooler_output]
+        except KeyError as error:
+            raise LibraryChanged("the pictures that were encoded, in any order", "others") from error
+        now, self.pooler_output = self.pooler_output, self.encoded
+        chosen, self.pooler_output = self.select(indices), now
+        return chosen
+
+    def size(self, dim: int) -> int:
+        """How many there are: asked of what stands in for pixels before transformers 5.18."""
+        return len(self.pooler_output)
+
+
+def all_finite(features: list[Tensor]) -> Tensor:
+    """Whether all values of some tensors are finite, bool []; reads nothing."""
+    return torch.stack([part.isfinite().all() for part in features]).all()
 
 
 @dataclass(frozen=True)
@@ -36,19 +83,14 @@ class Modality:
     Args:
         name: "image" or "video": the model has a `get_<name>_features` and a `<name>_token_id`.
         pixels: the keyword that brings them.
-        sizes_of: from the keywords of a call that brings some to the placeholders, the views and the kept tokens of
-            each; None in place of the kept tokens where they depend on the picture.
-        get_features: replaces the model's own; None leaves it.
+        encode: from what the model's own `get_<name>_features` takes, by keyword, to an `EncodedImages`.
+        adopt: from what the model gave for images without this reduction to an `EncodedImages`; None refuses it.
     """
 
     name: str
     pixels: str
-    sizes_of: Callable[[dict], tuple[list[int], list[int], list[int] | None]]
-    get_features: Callable | None
-
-    def encoded(self, kwargs: dict):
-        """What generate encoded before it called the shell, or None."""
-        return encoded(kwargs, self.name)
+    encode: Callable[..., EncodedImages]
+    adopt: Callable | None = None
 
 
 @lru_cache(maxsize=8)
@@ -90,58 +132,64 @@ def install_on_shell(model: nn.Module, reduction, modalities: list[Modality]) ->
         The function that undoes it.
     """
     base = model.base_model
-
-    def describe(kwargs: dict) -> VisualPrompt | None:
-        input_ids = kwargs.get("input_ids")
-        given = [part for part in modalities if kwargs.get(part.pixels) is not None or part.encoded(kwargs) is not None]
-        if not given:
-            if kwargs.get("inputs_embeds") is not None:
-                raise ValueError(
-                    "expected input_ids with pixel_values while visual tokens are reduced, got inputs_embeds: "
-                    "which of them are visual cannot be told"
-                )
-            return None
-        if input_ids is None:
-            raise ValueError("expected input_ids beside pixel_values while visual tokens are reduced, got None")
-        mask = padding_mask(kwargs.get("attention_mask"), input_ids.shape[1])
-        prompts = []
-        for part in given:
-            images = part.encoded(kwargs)
-            if images is not None and part.get_features is not None and not isinstance(images, EncodedImages):
-                raise ValueError("expected images that were encoded under this reduction, got dense ones")
-            visual = input_ids == getattr(base.config, f"{part.name}_token_id")
-            prompts.append(VisualPrompt.read(visual, mask, *part.sizes_of(kwargs)))
-        return reduce(VisualPrompt.joined, prompts)
-
     with ExitStack() as undo:
         swap_class(undo, base.language_model, Decoder, reduction)
-        hand_over(undo, base, describe)
         for part in modalities:
             name = f"get_{part.name}_features"
-            replace_method(undo, base, name, noted(part.get_features or getattr(base, name)))
+            replace_method(undo, base, name, features_of(part, getattr(base, name)))
+        hand_over(undo, base, modalities)
         guard_generate(undo, model)
         refuse_labels(undo, model)
         return undo.pop_all().close
 
 
-def hand_over(undo: ExitStack, base: nn.Module, describe: Callable[[dict], VisualPrompt | None]) -> None:
-    """Tell the decoder where the visual tokens are, in every call of the shell that brings some.
+def features_of(part: Modality, original: Callable) -> Callable:
+    """What stands in for a model's `get_<name>_features`: takes what that takes, and gives an `EncodedImages`."""
+    names = list(inspect.signature(original).parameters)
+
+    def get_features(*args, **kwargs):
+        kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
+        if isinstance(kwargs.get(part.pixels), EncodedImages):  # before 5.18 they come in place of the pixels
+            return kwargs[part.pixels]
+        images = part.encode(**kwargs)
+        call = generation.get()
+        if call is not None:
+            call.encoded = True
+        return images
+
+    return get_features
+
+
+def hand_over(undo: ExitStack, base: nn.Module, modalities: list[Modality]) -> None:
+    """In every call of the shell that brings pictures: encode them, unless `generate` has, and tell the decoder where
+    their tokens are and which of them are left.
 
     Args:
         base: the multimodal model without its head.
-        describe: from the call's keywords to a VisualPrompt, or None where the call brings no images.
     """
     names = list(inspect.signature(base.forward).parameters)
+    takes_images = takes_encoded(base)
 
     def before(module, args, kwargs):
         kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
-        prompt = describe(kwargs)
+        given = {}
+        for part in modalities:
+            images = encoded(kwargs, part.name)
+            if images is None and kwargs.get(part.pixels) is not None:
+                encode = getattr(base, f"get_{part.name}_features")
+                wanted = inspect.signature(encode).parameters.keys() & kwargs.keys()
+                images = encode(**{name: kwargs[name] for name in wanted})
+                kwargs[part.pixels] = None if takes_images else images
+            if images is not None:
+                given[part] = images
+        if given and takes_images:
+            kwargs[ENCODED] = {**(kwargs.get(ENCODED) or {}), **{part.name: images for part, images in given.items()}}
+        prompt = describe(base, given, kwargs)
         if prompt is not None:
             return (), {**kwargs, "visual_prompt": prompt}
         for name, value in kwargs.items():
-            if any(
-                isinstance(part, EncodedImages) for part in (value.values() if isinstance(value, dict) else (value,))
-            ):
+            parts = value.values() if isinstance(value, dict) else (value,)
+            if any(isinstance(part, EncodedImages) for part in parts):
                 raise LibraryChanged("encoded pictures under a keyword that is known here", name)
         if kwargs.get("position_ids") is None:
             kwargs["position_ids"] = following_positions(base, kwargs)
@@ -155,18 +203,41 @@ def hand_over(undo: ExitStack, base: nn.Module, describe: Callable[[dict], Visua
     undo.callback(base.register_forward_hook(after, with_kwargs=True).remove)
 
 
-def noted(get_features: Callable) -> Callable:
-    """The same function; the `generate` call under way then knows that the decoder has pictures to come."""
+def describe(base: nn.Module, given: dict[Modality, object], kwargs: dict) -> VisualPrompt | None:
+    """Where the visual tokens of a call of the shell are, and which are left; None for a call without pictures.
 
-    @functools.wraps(get_features)
-    def get_noted_features(*args, **kwargs):
-        features = get_features(*args, **kwargs)
-        call = generation.get()
-        if call is not None:
-            call.encoded = True
-        return features
+    Args:
+        base: the multimodal model without its head.
+        given: the encoded pictures of each modality that the call brings.
+        kwargs: of the call.
 
-    return get_noted_features
+    Raises:
+        ValueError: for pictures whose tokens cannot be told, that were encoded elsewhere, or that are not finite.
+    """
+    input_ids = kwargs.get("input_ids")
+    if not given:
+        if kwargs.get("inputs_embeds") is not None:
+            raise ValueError(
+                "expected input_ids with pixel_values while visual tokens are reduced, got inputs_embeds: "
+                "which of them are visual cannot be told"
+            )
+        return None
+    if input_ids is None:
+        raise ValueError("expected input_ids beside pixel_values while visual tokens are reduced, got None")
+    mask = padding_mask(kwargs.get("attention_mask"), input_ids.shape[1])
+    prompts = []
+    for part, images in given.items():
+        if not isinstance(images, EncodedImages) and part.adopt is not None:
+            images = part.adopt(images)
+        if not isinstance(images, EncodedImages):
+            raise ValueError("expected images that were encoded under this reduction, got dense ones")
+        images = images.expanded()
+        check_finite(images.finite, images.pooler_output[0].dtype)
+        sizes = [len(features) for features in images.pooler_output]
+        kept = None if images.kept is None else torch.cat(images.kept)
+        visual = input_ids == getattr(base.config, f"{part.name}_token_id")
+        prompts.append(VisualPrompt.read(visual, mask, sizes, images.num_views, images.num_kept, kept))
+    return reduce(VisualPrompt.joined, prompts)
 
 
 def following_positions(base: nn.Module, kwargs: dict) -> Tensor | None:

@@ -6,7 +6,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from vscan.compat import LlamaPreTrainedModel
 from vscan.guards import check_handed_out, generating
-from vscan.models.shell import check_generation
+from vscan.models.shell import EncodedImages, check_generation
 from vscan.prompt import VisualPrompt
 
 from ..llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
@@ -90,7 +90,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         images: Tensor | list[Tensor] | None = None,
         image_sizes: list | None = None,
         attention_mask: Tensor | None = None,
-        image_features: tuple[list[Tensor], list[int]] | None = None,
+        image_features: EncodedImages | None = None,
         **kwargs,
     ):
         """transformers' generate on prompts with images; returns the new tokens only.

@@ -179,13 +179,14 @@ def double(features):
     return 2 * features
 
 
-def test_a_kept_token_is_in_its_slot_and_all_others_are_flagged(tower):
+def test_a_kept_token_is_in_its_slot_and_all_others_are_empty(tower):
     slots = (1, 4, 15)
     reduction = SimpleNamespace(method=Injected(slots, merged=False), num_kept=3, num_tokens=16)
-    found = encode_views(reduction, tower.module, double, tower.pixels, -2)
+    found, kept, finite = encode_views(reduction, tower.module, double, tower.pixels, -2)
     assert found.shape == (2, 16, 32)
-    others = [slot for slot in range(16) if slot not in slots]
-    assert found[:, others].isnan().all()
+    assert kept.tolist() == [[slot in slots for slot in range(16)]] * 2
+    assert not found[~kept].any()
+    assert finite.item() is True
     expected = 2 * tower.hidden_states[-2][:, 1:][:, list(slots)]
     close(found[:, list(slots)], expected)
 
