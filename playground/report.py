@@ -14,7 +14,7 @@ from llava.eval.answering import Answering, Preparation
 from vscan.api import apply_config
 from vscan.eval.cells import Row
 from vscan.eval.images import read_image
-from vscan.eval.table import Summary, texts
+from vscan.eval.table import WEIGHTS, Summary, texts
 from vscan.plot import overlay
 
 from .scenes.world import GRID
@@ -128,7 +128,7 @@ def scene(question: dict, sights: list[Sight]) -> str:
 def write_report(file: Path, title: str, summaries: Sequence[Summary], chart: Path, scenes: list[str]) -> None:
     """Write the page; it holds its pictures and needs no network."""
     note = (
-        "Accuracy in percent per kind of question. The difference to dense is paired, question by question, with its "
+        f"Accuracy in percent per kind of question. {WEIGHTS} The difference is paired, question by question, with its "
         "95 % interval. Pictures: what is left of the visual tokens at each stage, dropped patches dimmed."
     )
     body = [f"<h1>{html.escape(title)}</h1><p>{note}</p>", table(summaries)]

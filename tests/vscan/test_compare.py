@@ -17,6 +17,7 @@ from vscan.config import ReductionConfig
 from vscan.eval.arguments import run_command
 from vscan.eval.cells import Cell
 from vscan.eval.questions import read_questions
+from vscan.eval.table import WEIGHTS
 
 NAMES = ["dense", "vscan-64", "vscan-32", "fastervlm-64", "fastervlm-32"]
 
@@ -70,7 +71,8 @@ def texts(folder):
 
 
 def test_the_command_writes_a_table_a_picture_and_the_answers(whole, data):
-    lines = (whole / "table.md").read_text().splitlines()
+    *lines, blank, weights = (whole / "table.md").read_text().splitlines()
+    assert (blank, weights) == ("", WEIGHTS)
     header, *table = ([cell.strip() for cell in line.split("|")[1:-1]] for line in (lines[0], *lines[2:]))
     assert header[1:5] == ["existence", "count", "grounding", "mean"]
     assert [row[0].replace(" ", "-") for row in table] == NAMES

@@ -16,8 +16,8 @@ def plot(summaries: Sequence[Summary], file: str | Path) -> None:
     """Draw mean accuracy against average tokens, a line a label; the dense model is a dashed line.
 
     Error bars are as long as the 95 % interval of the paired difference to the dense model, not that of the accuracy
-    itself, which is wider. Where a bar does not reach the dashed line, the difference is more than chance (exactly so
-    where categories have equally many questions: the difference weighs questions alike, the mean categories).
+    itself, which is wider. Where a bar does not reach the dashed line, the difference is more than chance: both weigh
+    categories alike.
 
     Args:
         summaries: those without tokens, beside the dense one, are left out.

@@ -8,6 +8,10 @@ Box = tuple[float, float, float, float]
 
 LEAST_IOU = 0.5  # of a box that is right
 NUMBER = r"\s*(-?\d+(?:\.\d*)?|-?\.\d+)\s*"
+# What tables call the questions without a category, and their columns, which no category may be called.
+NO_CATEGORY = "all"
+COLUMNS = ("label", "tokens", "questions", "mean", "difference", "difference to dense", "low", "high", "retained")
+COLUMNS += ("retained %", "tokens per layer", "seconds", "unparsable", "no box")
 BOX = re.compile(rf"\[{NUMBER},{NUMBER},{NUMBER},{NUMBER}\]")
 
 
@@ -69,21 +73,37 @@ def score(text: str, answer: str | list) -> Score:
 
 
 def check_answers(questions: list[dict]) -> None:
-    """Raise ValueError unless there are questions and each holds its answer, naming the first that does not."""
+    """Raise ValueError unless there are questions, each with a right answer and, if any, a category that can head a
+    column of a table; it names the first that is not so."""
     if not questions:
         raise ValueError("question file: expected questions, got none")
+    taken = COLUMNS if all("category" in question for question in questions) else (*COLUMNS, NO_CATEGORY)
     for row, question in enumerate(questions):
         name = f"question file, row {row}, question {question['question_id']!r}"
         if "answer" not in question:
             raise ValueError(f"{name}: expected a key 'answer' to compare with, got none")
-        answer = question["answer"]
-        words = [answer] if isinstance(answer, str) else answer
-        some_words = isinstance(words, list) and len(words) > 0 and all(isinstance(word, str) for word in words)
-        if not some_words and not is_box(answer):
-            raise ValueError(
-                f"{name}: expected answer to be a string, some strings or a box [x1, y1, x2, y2], got {answer!r}"
-            )
-        if not some_words and not iou(tuple(answer), tuple(answer)):
-            raise ValueError(f"{name}: expected a box [x1, y1, x2, y2] with x1 < x2 and y1 < y2, got {answer!r}")
-        if not isinstance(question.get("category", ""), str):
-            raise ValueError(f"{name}: expected category to be a string, got {question['category']!r}")
+        _check_answer(question["answer"], name)
+        if "category" in question:
+            _check_category(question["category"], taken, name)
+
+
+def _check_answer(answer, name: str) -> None:
+    words = [answer] if isinstance(answer, str) else answer
+    some_words = isinstance(words, list) and len(words) > 0 and all(isinstance(word, str) for word in words)
+    if not some_words and not is_box(answer):
+        raise ValueError(
+            f"{name}: expected answer to be a string, some strings or a box [x1, y1, x2, y2], got {answer!r}"
+        )
+    if some_words and not all(map(normalise, words)):
+        raise ValueError(f"{name}: expected an answer that is not empty, got {answer!r}")
+    if not some_words and not iou(tuple(answer), tuple(answer)):
+        raise ValueError(f"{name}: expected a box [x1, y1, x2, y2] with x1 < x2 and y1 < y2, got {answer!r}")
+
+
+def _check_category(category, taken: tuple[str, ...], name: str) -> None:
+    if not isinstance(category, str):
+        raise ValueError(f"{name}: expected category to be a string, got {category!r}")
+    if not category.strip() or not category.isprintable():
+        raise ValueError(f"{name}: expected category to be one printable line, got {category!r}")
+    if category.strip() in taken:
+        raise ValueError(f"{name}: expected a category that is no other column of the table, got {category!r}")

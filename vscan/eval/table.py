@@ -1,13 +1,15 @@
 """The table of a comparison: accuracies, paired differences to the dense model and their intervals.
 
-With c_q and r_q in {0, 1} for whether a cell and the dense model answer question q correctly, the difference is the
-mean of d_q = c_q - r_q over the n questions. Questions about one image are not independent, so its standard error is
-the cluster-robust one: with u_g the sum of d_q - mean(d) over the questions of image g, and G images,
+Categories count alike, in the mean and in the difference, however many questions each has: of K categories, a question
+of one with n_k questions has the weight w_q = 1 / (K n_k). With c_q and r_q in {0, 1} for whether a cell and the dense
+model answer question q correctly, the mean is sum_q w_q c_q, and the difference D = sum_q w_q d_q, d_q = c_q - r_q.
+Questions about one image are not independent, so its standard error is the cluster-robust one: with u_g the sum of
+w_q (d_q - D) over the questions of image g, and G images,
 
-    se^2 = G / (G - 1) * sum_g u_g^2 / n^2,
+    se^2 = G / (G - 1) * sum_g u_g^2,
 
-and the 95 % interval is mean(d) +- 1.96 se. A question without an image is a cluster of its own. With one cluster there
-is no interval.
+and the 95 % interval is D +- 1.96 se. A question without an image is a cluster of its own. With one cluster there is no
+interval.
 """
 
 import csv
@@ -19,23 +21,22 @@ from pathlib import Path
 import numpy as np
 
 from .cells import Cell, Row
-from .scoring import is_box
+from .scoring import NO_CATEGORY, is_box
 
 QUANTILE = 1.959964  # of the normal distribution, at 0.975
-NO_CATEGORY = "all"
+WEIGHTS = "Categories count alike, however many questions each has: in the mean, and in its difference to dense."
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A row of the table; accuracies and differences in points (percent of the questions).
+    """A row of the table; accuracies and differences in points.
 
     Args:
         cell: which one.
         num_questions: questions that were answered.
         accuracy: {category: points}, in the order in which the questions name them.
-        mean: their mean.
-        difference: mean over the questions of this cell's correctness minus the dense model's; None where there is no
-            dense cell, and for the dense one itself.
+        mean: their mean, in which categories count alike.
+        difference: `mean` minus the dense model's; None where there is no dense cell, and for the dense one itself.
         half_width: of the difference's 95 % interval; nan where the questions are about one image.
         retained: `mean` as a percentage of the dense one; None where there is none or it is 0.
         num_unparsable: as in `Row`; None where no question asks for a box.
@@ -59,24 +60,34 @@ class Summary:
         return ", ".join(f"{layer}: {round(tokens, 1):g}" for layer, tokens in self.stages)
 
 
-def paired_interval(correct: np.ndarray, reference: np.ndarray, clusters: Sequence) -> tuple[float, float]:
+def paired_interval(
+    correct: np.ndarray, reference: np.ndarray, clusters: Sequence, categories: Sequence | None = None
+) -> tuple[float, float]:
     """Mean paired difference of two cells, and half the width of its 95 % interval; the formula stands above.
 
     Args:
         correct, reference: bool [n].
         clusters: n values; questions of one value are one cluster.
+        categories: n values; those that differ count alike. None weighs the questions alike.
 
     Returns:
         Both as shares; the second is nan for one cluster.
     """
     differences = correct.astype(float) - reference.astype(float)
-    mean = differences.mean()
-    number = {cluster: index for index, cluster in enumerate(dict.fromkeys(clusters))}
-    sums = np.bincount([number[cluster] for cluster in clusters], weights=differences - mean)
+    kinds = _numbers([None] * len(differences) if categories is None else categories)
+    sizes = np.bincount(kinds)
+    mean = (np.bincount(kinds, weights=differences) / sizes).mean()
+    weighted = (differences - mean) / (len(sizes) * sizes[kinds])
+    sums = np.bincount(_numbers(clusters), weights=weighted)
     if len(sums) == 1:
         return float(mean), math.nan
-    variance = len(sums) / (len(sums) - 1) * (sums**2).sum() / len(differences) ** 2
-    return float(mean), QUANTILE * math.sqrt(variance)
+    return float(mean), QUANTILE * math.sqrt(len(sums) / (len(sums) - 1) * (sums**2).sum())
+
+
+def _numbers(values: Sequence) -> np.ndarray:
+    """For each value the number of its kind, counted as the kinds appear: [n] to long [n]."""
+    kinds = {value: number for number, value in enumerate(dict.fromkeys(values))}
+    return np.array([kinds[value] for value in values])
 
 
 def summarise(rows: Sequence[Row], questions: list[dict]) -> list[Summary]:
@@ -86,14 +97,15 @@ def summarise(rows: Sequence[Row], questions: list[dict]) -> list[Summary]:
         rows: from `evaluate`.
         questions: those that they answered.
     """
-    categories = np.array([question.get("category", NO_CATEGORY) for question in questions])
+    categories = [question.get("category", NO_CATEGORY) for question in questions]
     clusters = [question.get("image") or row for row, question in enumerate(questions)]
     asks_for_boxes = any(is_box(question["answer"]) for question in questions)
     dense = next((row for row in rows if row.cell.reduction is None), None)
 
     def accuracy(row: Row) -> dict[str, float]:
-        names = dict.fromkeys(categories.tolist())
-        return {name: 100 * float(row.correct[categories == name].mean()) for name in names}
+        numbers = _numbers(categories)
+        names = dict.fromkeys(categories)
+        return {name: 100 * float(row.correct[numbers == number].mean()) for number, name in enumerate(names)}
 
     summaries = []
     reference = 0.0 if dense is None else float(np.mean(list(accuracy(dense).values())))
@@ -102,7 +114,7 @@ def summarise(rows: Sequence[Row], questions: list[dict]) -> list[Summary]:
         mean = float(np.mean(list(points.values())))
         difference = half_width = None
         if dense is not None and row is not dense:
-            paired = paired_interval(row.correct, dense.correct, clusters)
+            paired = paired_interval(row.correct, dense.correct, clusters, categories)
             difference, half_width = (100 * value for value in paired)
         summaries.append(
             Summary(
@@ -140,8 +152,8 @@ def texts(summaries: Sequence[Summary]) -> list[list[str]]:
 
 
 def markdown(summaries: Sequence[Summary]) -> str:
-    """The table as Markdown, in columns of even width."""
-    header, *lines = texts(summaries)
+    """The table as Markdown, in columns of even width; a bar in a name does not end its column."""
+    header, *lines = ([text.replace("|", r"\|") for text in line] for line in texts(summaries))
     widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
     left = {0, header.index("tokens per layer")}
     rule = ["-" * width if i in left else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
@@ -154,7 +166,7 @@ def markdown(summaries: Sequence[Summary]) -> str:
 def write_csv(summaries: Sequence[Summary], file: str | Path) -> None:
     """The table with all digits; the interval as its two ends, what is not known as an empty field."""
     names = ["label", "tokens", "questions", *summaries[0].accuracy, "mean", "difference", "low", "high", "retained"]
-    with open(file, "w", newline="") as stream:
+    with open(file, "w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow([*names, "tokens per layer", "unparsable", "seconds"])
         for summary in summaries:

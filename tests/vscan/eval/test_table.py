@@ -42,12 +42,12 @@ def test_accuracies_differences_and_what_is_retained():
     assert (dense.difference, dense.half_width, dense.retained) == (None, None, 100.0)
     assert reduced.accuracy == {"count": 50.0, "place": 50.0}
     assert reduced.mean == 50.0
-    assert reduced.difference == pytest.approx(100 * -2 / 6)
+    assert reduced.difference == -37.5
     assert reduced.retained == pytest.approx(100 * 50 / 87.5)
     assert (reduced.num_unparsable, reduced.seconds, reduced.stages_text) == (2, 0.25, "0: 96, 4: 32")
-    # By hand: d = -1 on two of a.png's three questions, 0 elsewhere; the mean is -1/3; the sums of what deviates are
-    # -2 + 1 = -1 (a.png), 2/3 (b.png) and 1/3 (no picture).
-    variance = 3 / 2 * (1 + 4 / 9 + 1 / 9) / 36
+    # By hand: d = -1 on one of four questions that count 1/8 and one of two that count 1/4, both on a.png, 0 elsewhere;
+    # D = -3/8. In 64ths, w (d - D) is 3 - 10 - 5 = -12 on a.png, 3 + 6 = 9 on b.png and 3 on no picture.
+    variance = 3 / 2 * (12**2 + 9**2 + 3**2) / 64**2
     assert reduced.half_width == pytest.approx(100 * 1.959964 * math.sqrt(variance))
 
 
@@ -96,7 +96,7 @@ def test_there_is_no_interval_from_one_image_and_none_is_printed(tmp_path):
     questions = [{**question, "image": "a.png"} for question in QUESTIONS]
     summaries = summarise(rows(), questions)
     assert math.isnan(summaries[1].half_width)
-    assert "| -33.3 |" in " ".join(markdown(summaries).split())
+    assert "| -37.5 |" in " ".join(markdown(summaries).split())
     write_csv(summaries, tmp_path / "t.csv")
     assert next(iter(list(csv.DictReader((tmp_path / "t.csv").open()))[1:]))["low"] == ""
 
@@ -107,7 +107,7 @@ def test_the_table_as_markdown_and_as_csv(tmp_path):
     assert [[cell.strip() for cell in line.split("|")[1:-1]] for line in (lines[0], *lines[2:])] == [
         ["", "count", "place", "mean", "difference to dense", "retained %", "tokens per layer", "seconds", "no box"],
         ["dense", "75.0", "100.0", "87.5", "", "100.0", "0: 576", "1.5", "0"],
-        ["vscan 64", "50.0", "50.0", "50.0", "-33.3 [-83.2, +16.6]", "57.1", "0: 96, 4: 32", "0.2", "2"],
+        ["vscan 64", "50.0", "50.0", "50.0", "-37.5 [-94.9, +19.9]", "57.1", "0: 96, 4: 32", "0.2", "2"],
     ]
     assert len({len(line) for line in lines}) == 1
     write_csv(summaries, tmp_path / "t.csv")
@@ -115,7 +115,7 @@ def test_the_table_as_markdown_and_as_csv(tmp_path):
     assert (dense["label"], dense["tokens"], dense["difference"], dense["low"]) == ("dense", "", "", "")
     assert (reduced["label"], reduced["tokens"], reduced["questions"]) == ("vscan", "64", "6")
     assert float(reduced["low"]) < float(reduced["difference"]) < float(reduced["high"])
-    assert float(reduced["difference"]) == pytest.approx(-100 / 3)
+    assert float(reduced["difference"]) == -37.5
     assert (reduced["tokens per layer"], reduced["unparsable"], reduced["seconds"]) == ("0: 96, 4: 32", "2", "0.25")
 
 
