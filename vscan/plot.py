@@ -140,7 +140,7 @@ class Observer:
             return {f"kept by {type(self.method).__name__}": kept}
         (views, num), method = self.seen, self.method
         scores = views.rows[method.local_layer], views.rows[method.global_layer]
-        rows, _ = scan(*scores, views.grid, num, method.window, method.global_share)
+        rows, _ = scan(*scores, views.grid, num, method.window, method.global_share, method.capped)
         local = {view * views.features.shape[1] + token for view, row in enumerate(rows.tolist()) for token in row}
         return {"local scan": sorted(local.intersection(kept)), "global scan": sorted(set(kept) - local)}
 
