@@ -66,25 +66,27 @@ def _starter(folder: Path) -> Callable[..., multiprocessing.Process]:
     return start
 
 
-def _children(parent: int) -> set[tuple[int, str]]:
-    """Process id and time of start, which together name a process, of all children; Linux only."""
-    found = set()
+def _answer_apart(*args) -> None:
+    os.setsid()  # its process id is then the name of all that it starts, for ever
+    _answer(*args)
+
+
+def _processes_of(sessions: set[int]) -> list[int]:
+    """The processes of some sessions that have not ended; Linux only."""
+    found = []
     for file in Path("/proc").glob("[0-9]*/stat"):
         try:
-            state, parent_id, *rest = file.read_text().rpartition(")")[2].split()
+            state, _, _, session, *_ = file.read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             continue  # it has ended since
-        if int(parent_id) == parent and state != "Z":
-            found.add((int(file.parent.name), rest[17]))
+        if int(session) in sessions and state != "Z":
+            found.append(int(file.parent.name))
     return found
 
 
-def _is_alive(process: tuple[int, str]) -> bool:
-    try:
-        state, *rest = Path(f"/proc/{process[0]}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z" and rest[18] == process[1]
+def _num_children(parent: int) -> int:
+    file = Path(f"/proc/{parent}/task/{parent}/children")
+    return len(file.read_text().split()) if file.exists() else 0
 
 
 def kill_while_starting(folder: Path, kills: int, seed: int = 0) -> dict[str, int]:
@@ -96,26 +98,26 @@ def kill_while_starting(folder: Path, kills: int, seed: int = 0) -> dict[str, in
         seed: of the moments.
 
     Returns:
-        How many workers there were when their command was killed, and how many of them were left after SECONDS_LEFT.
+        How many workers there were right after their command was killed, and how many were left after SECONDS_LEFT.
     """
     start, chance = _starter(folder), random.Random(seed)
     start(_build, 64).join()
-    workers = set()
+    sessions, num_workers = set(), 0
     for number in range(kills):
-        process = start(_answer, folder / f"{number}.jsonl", NUM_WORKERS)
+        process = start(_answer_apart, folder / f"{number}.jsonl", NUM_WORKERS)
         wanted = chance.randint(1, NUM_WORKERS)
-        while process.is_alive() and len(_children(process.pid)) < wanted:
-            time.sleep(0.0005)
-        time.sleep(chance.uniform(0, 0.01))
-        os.kill(process.pid, signal.SIGSTOP)  # or it would go on starting them while they are counted
-        workers |= _children(process.pid)
+        while _num_children(process.pid) < wanted:
+            assert process.is_alive(), "the run ended before its workers started"
+        time.sleep(chance.choice([0, 0.001, 0.01]))  # a worker takes some milliseconds to know its parent
         process.kill()
         process.join()
+        sessions.add(process.pid)
+        num_workers += len(_processes_of({process.pid}))
     time.sleep(SECONDS_LEFT)
-    left = [worker for worker in workers if _is_alive(worker)]
-    for process_id, _ in left:
-        os.kill(process_id, signal.SIGKILL)
-    return {"workers": len(workers), "left": len(left)}
+    left = _processes_of(sessions)
+    for worker in left:
+        os.kill(worker, signal.SIGKILL)
+    return {"workers": num_workers, "left": len(left)}
 
 
 def kill_again_and_again(folder: Path, kills: int, seed: int = 0) -> dict[str, int]:
@@ -185,7 +187,7 @@ def main() -> None:
         if args.while_starting:
             counts = kill_while_starting(Path(folder), args.while_starting, args.seed)
             print(
-                f"{args.while_starting} kills, {counts['workers']} worker processes: {counts['left']} of them are left "
+                f"{args.while_starting} kills, {counts['workers']} worker processes right after them, {counts['left']} "
                 f"after {SECONDS_LEFT} seconds"
             )
             sys.exit(counts["left"] > 0)

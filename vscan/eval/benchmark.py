@@ -112,9 +112,8 @@ def parse_json(content: bytes):
 
 def check_utf8(content: bytes, file: str | Path) -> None:
     """Raise ValueError for a file of lines in another encoding, naming the line."""
-    marks = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
-    encoding = marks.get(content[:2], "UTF-16 or UTF-32" if b"\0" in content[:4] else None)
-    if encoding is not None:
+    if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or b"\0" in content[:4]:
+        encoding = "UTF-32" if b"\0\0" in content[:4] else "UTF-16"
         raise ValueError(f"{file}, line 1: expected UTF-8, got {encoding}; save the file as UTF-8")
     try:
         content.decode()

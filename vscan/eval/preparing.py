@@ -25,7 +25,7 @@ class Broken:
         if isinstance(error, UnicodeEncodeError):
             got = f"{error.object[error.start]!r} at character {error.start}"
             return cls(f"expected a text that UTF-8 can hold, got {got}: half of a surrogate pair")
-        is_ours = type(error) in (ValueError, FileNotFoundError)
+        is_ours = isinstance(error, ValueError | FileNotFoundError) and not isinstance(error, UnicodeError)
         said = str(error) if is_ours else f"{type(error).__name__}: {error}".removesuffix(": ")
         return cls(" ".join(said.split())[:500])
 
