@@ -5,6 +5,7 @@ python scripts/convert_mmvet_for_eval.py --src A.jsonl --dst results.json
 
 from vscan.eval.arguments import Parser, add, run_command
 from vscan.eval.gold import read_answers, write_json
+from vscan.eval.mm_vet import name_of
 
 
 def main(argv: list[str]) -> None:
@@ -19,7 +20,7 @@ def main(argv: list[str]) -> None:
     add(parser, "--dst", required=True, help="what the evaluator reads")
     args = parser.parse_args(argv)
     rows = read_answers(args.src)
-    results = {f"v1_{row['question_id']}": row["text"] for row in rows}
+    results = {name_of(row["question_id"]): row["text"] for row in rows}
     if len(results) < len(rows):
         raise ValueError(f"{args.src}: expected one answer a question, got {len(rows)} answers to {len(results)}")
     write_json(args.dst, results)

@@ -27,9 +27,20 @@ GOLD = DataFile(("mm-vet.json",), 218, required=False)
 PROXY = "share of the right answer's parts that the words hold (%), no judge"
 
 
-def _name(question: dict) -> str:
-    """Such as "v1_0", from the picture's."""
-    return Path(str(question.get("image"))).stem
+def name_of(question_id) -> str:
+    """What the evaluator calls a question, such as "v1_0" for 0. Its picture does not tell: several questions share
+    one, "v1_1.png" those of v1_1 and v1_2."""
+    text = str(question_id)
+    return text if re.fullmatch(r"v\d+_\d+", text) else f"v1_{text}"
+
+
+def _names(questions: list[dict]) -> list[str]:
+    """The questions' names; ValueError where two have the same."""
+    names = [name_of(question["question_id"]) for question in questions]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"MM-Vet's questions: expected ids that differ, got more than one of {twice!r}")
+    return names
 
 
 def read_gold(folder: str | Path) -> dict[str, dict]:
@@ -62,10 +73,8 @@ def _questions(folder: str | Path, gold: dict[str, dict], has_grades: bool) -> t
     if not gold:
         texts = {f"v1_{row}": "" for row in range(QUESTIONS.num_rows)}
         notes.append(f"no file of questions is here: the grades are taken as those of v1_0 to v1_{len(texts) - 1}")
-    questions = [
-        {"question_id": row, "image": f"{name}.png", "text": text} for row, (name, text) in enumerate(texts.items())
-    ]
-    return questions, notes
+    # The ids are those that LLaVA's answers have.
+    return [{"question_id": name.removeprefix("v1_"), "text": text} for name, text in texts.items()], notes
 
 
 def read_grades(file: str | Path) -> dict[str, list[float]]:
@@ -136,11 +145,11 @@ def _texts(answers: Path, questions: list[dict]) -> list[str | None] | None:
     if _holds_grades(answers):
         return None
     if answers.suffix == ".json":
-        results = read_json(answers)
-        unknown = sorted(results.keys() - set(map(_name, questions)))
+        results, names = read_json(answers), _names(questions)
+        unknown = sorted(results.keys() - set(names))
         if unknown:
             raise ValueError(f"{answers}: expected texts of the questions' names, got one of {unknown[0]!r}")
-        return [results.get(_name(question)) for question in questions]
+        return [results.get(name) for name in names]
     joined = join(questions, read_answers(answers, with_prompt=True), answers, asked)
     return [answer and answer["text"] for answer in joined]
 
@@ -155,7 +164,7 @@ def score(answers: Path, folder: Path) -> Scores:
     answers = Path(answers)
     gold = read_gold(folder)
     questions, notes = _questions(folder, gold, _holds_grades(answers))
-    names = [_name(question) for question in questions]
+    names = _names(questions)
     texts, grade_file = _texts(answers, questions), find_grades(answers, folder)
     right = [gold.get(name, {}).get("answer") for name in names]
     proxies = {}
@@ -204,8 +213,8 @@ def write_submission(answers_file: str | Path, folder: str | Path, output: str |
     file = Path(folder) if Path(folder).is_file() else QUESTIONS.find(folder)
     questions = read_questions(file)
     joined = join(questions, read_answers(answers_file, with_prompt=True), answers_file, asked)
-    pairs = zip(questions, joined, strict=True)
-    write_json(output, {_name(question): answer["text"] for question, answer in pairs if answer is not None})
+    pairs = zip(_names(questions), joined, strict=True)
+    write_json(output, {name: answer["text"] for name, answer in pairs if answer is not None})
 
 
 def write_for_judge(answers_file: str | Path, folder: str | Path, output: str | Path) -> None:
@@ -219,8 +228,7 @@ def write_for_judge(answers_file: str | Path, folder: str | Path, output: str | 
     gold, questions = read_gold(folder), read_questions(QUESTIONS.find(folder))
     joined = join(questions, read_answers(answers_file, with_prompt=True), answers_file, asked)
     rows = []
-    for question, answer in zip(questions, joined, strict=True):
-        name = _name(question)
+    for name, answer in zip(_names(questions), joined, strict=True):
         if answer is not None and name not in gold:
             raise ValueError(f"{file}: expected an entry of {name!r}, got none")
         if answer is not None:
@@ -231,9 +239,8 @@ def write_for_judge(answers_file: str | Path, folder: str | Path, output: str | 
 
 def check(folder: Path) -> list[str]:
     """Where mm-vet.json is there, it must be of the same questions."""
-    names = {_name(question) for question in read_questions(QUESTIONS.find(folder))}
-    gold = read_gold(folder)
-    other = sorted(names ^ gold.keys()) if gold else []
+    names, gold = _names(read_questions(QUESTIONS.find(folder))), read_gold(folder)
+    other = sorted(set(names) ^ gold.keys()) if gold else []
     return [f"{len(other)} names are not in both files, the first is {other[0]!r}"] if other else []
 
 
