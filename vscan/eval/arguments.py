@@ -34,15 +34,18 @@ def budget(text: str) -> int | float:
 
 def positive(text: str) -> int:
     """An int of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected an int of at least 1, got {text!r}")
-    return int(text)
+    return _int(text, 1)
 
 
 def not_negative(text: str) -> int:
     """An int of at least 0."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected an int of at least 0, got {text!r}")
+    return _int(text, 0)
+
+
+def _int(text: str, least: int) -> int:
+    # Python reads no int of more than 4300 digits, and 18 are more than anything here can count.
+    if not text.isdecimal() or len(text) > 18 or int(text) < least:
+        raise argparse.ArgumentTypeError(f"expected an int of at least {least}, got {text!r}")
     return int(text)
 
 

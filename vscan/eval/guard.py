@@ -8,6 +8,7 @@
 import argparse
 import json
 import os
+import select
 import sys
 import traceback
 from collections.abc import Callable
@@ -52,12 +53,13 @@ def _end(line: str, code: int) -> NoReturn:
 
 
 def _is_read() -> bool:
-    """Whether somebody still reads what is printed."""
+    """Whether somebody still reads what is printed, or it goes elsewhere than into a pipe."""
+    poll = select.poll()
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        return False
-    return True
+        poll.register(sys.stdout.fileno(), 0)
+    except (OSError, ValueError):  # no file at all
+        return True
+    return not any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def describe(error: Exception) -> str:

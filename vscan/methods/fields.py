@@ -41,7 +41,7 @@ class Field:
 
     name: str
     annotation: str
-    default: Any = REQUIRED
+    default: Any
     help: str = ""
 
     def __post_init__(self):
