@@ -43,8 +43,10 @@ class Prepared:
         return len(self.questions)
 
     def __getitem__(self, index: int):
+        question = self.questions[index]
         try:
-            return self.prepare(self.questions[index])
+            question["text"].encode()  # some tokenizers fail on half of a surrogate pair without a word
+            return self.prepare(question)
         except Exception as error:  # whatever it is, this question has it
             return Broken.of(error)
 
