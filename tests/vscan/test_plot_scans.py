@@ -66,6 +66,7 @@ def test_the_capped_scan_of_a_picture_is_drawn_as_it_was(checkpoint, tmp_path, s
     loaded = load_pretrained_model(str(checkpoint), device="cpu")
     drawn, figure = [], plot.figure
     monkeypatch.setattr(plot, "figure", lambda *arguments: drawn.append(arguments) or figure(*arguments))
+    monkeypatch.setattr(plot, "MAX_NEW_TOKENS", 1)
     config = ReductionConfig("vscan", 12, fields={"capped": True})
     plot.draw(loaded, config, tmp_path / "shapes.png", "What is this?")
     ((caption, kept),) = drawn[0][2]
