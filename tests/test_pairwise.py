@@ -27,6 +27,14 @@ def test_every_pair_occurs_in_few_cases(factors):
     assert cover(*factors) == chosen
 
 
+@pytest.mark.parametrize("factors", FACTORS, ids=str)
+def test_every_value_occurs_in_as_many_cases_as_the_longest_factor_has(factors):
+    chosen = cover(*factors, together=1)
+    assert len(chosen) == max(map(len, factors))
+    for place, factor in enumerate(factors):
+        assert all(value in [case[place] for case in chosen] for value in factor)
+
+
 def test_what_is_left_out_is_marked_slow():
     cases = pairwise(range(5), range(4), range(3))
     assert [case.values for case in cases] == list(product(range(5), range(4), range(3)))

@@ -5,6 +5,7 @@ from functools import lru_cache
 import pytest
 import torch
 from contracts.families import FAMILIES, NUM_LAYERS, ROWS
+from helpers import close
 
 import vscan
 from vscan.compat import cache_of
@@ -40,11 +41,6 @@ def answers(output):
 def logits_of(output):
     """[B, NUM_NEW, V]."""
     return torch.stack(output.logits, dim=1)
-
-
-def close(got, expected, rtol: float = 5e-5):
-    """Equal but for a share of the largest value compared: float32 loses 1e-5 of it, a wrong column takes 1e-2."""
-    torch.testing.assert_close(got, expected, atol=rtol * expected.abs().max().item(), rtol=0)
 
 
 def columns_of(kept) -> list[list[int]]:

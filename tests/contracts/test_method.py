@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 from contracts.calling import CASES, WIDTH, call, cast, changed, make, picked, rank, rows_of, views_of
+from helpers import close
 
 # Methods whose tokens are no single ones of the tower's.
 AVERAGES = {
@@ -38,11 +39,6 @@ def method(case):
 def averages(case: str) -> bool:
     name, fields = CASES[case]
     return name in AVERAGES and fields.get("merge", True)
-
-
-def close(got, expected, rtol: float = 1e-5):
-    """Equal but for a share of the largest value compared."""
-    torch.testing.assert_close(got, expected, atol=rtol * expected.abs().max().item(), rtol=0)
 
 
 def called_or_refused(method, views, num: int) -> tuple:
@@ -94,7 +90,7 @@ def test_a_batch_of_views_equals_its_views_alone(case, method, num):
         alone = call(method, picked(views, [view]), num)
         assert torch.equal(slots[view], alone.slots[0])
         if averages(case):  # by a product of matrices, which may be taken in another order
-            close(values[view], alone.values[0])
+            close(values[view], alone.values[0], 1e-5)
         else:
             assert torch.equal(values[view], alone.values[0])
 
@@ -159,9 +155,9 @@ def test_kept_tokens_are_the_projected_features_of_their_slots(case, method, num
         assert (values >= projected.amin(dim=1, keepdim=True) - 1e-5).all()
         assert (values <= projected.amax(dim=1, keepdim=True) + 1e-5).all()
         views = changed(views_of(method, alike=True), lambda tensor: tensor, project=lambda features: features @ weight)
-        close(call(method, views, num).values, (views.features @ weight)[:, :num])
+        close(call(method, views, num).values, (views.features @ weight)[:, :num], 1e-5)
     else:
-        close(values, projected.take_along_dim(slots.unsqueeze(-1), dim=1))
+        close(values, projected.take_along_dim(slots.unsqueeze(-1), dim=1), 1e-5)
 
 
 @every_case

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from pairwise import pairwise
 
 from qwen.eval.model_vqa_loader import main
 
@@ -11,8 +12,10 @@ def read(file):
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("batch_size", ["1", "5"])
-@pytest.mark.parametrize("name", ["dense", "r0167_l4_0333", "r06_l4_067", "large_r0167_l4_0333"])
+@pytest.mark.parametrize(
+    ("name", "batch_size"),
+    pairwise(["dense", "r0167_l4_0333", "r06_l4_067", "large_r0167_l4_0333"], ["1", "5"], together=1),
+)
 def test_a_published_command_writes_the_recorded_answers(golden, tmp_path, name, batch_size):
     folder, answers_file = golden / "cli", tmp_path / "new folder" / "answers.jsonl"
     runs = json.loads((folder / "runs.json").read_text())

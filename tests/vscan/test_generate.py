@@ -1,10 +1,12 @@
 """Stock `generate` on a reduced model: tokens, kept columns and the cache of every layer, in every way to decode."""
 
 from functools import lru_cache, wraps
+from itertools import product
 
 import pytest
 import torch
-from helpers import IMAGE_TOKEN, pictures, prompt, tiny_llava
+from helpers import IMAGE_TOKEN, close, pictures, prompt, tiny_llava
+from pairwise import pairwise
 from transformers import (
     CLIPVisionConfig,
     DynamicCache,
@@ -127,9 +129,11 @@ def of_prompt(kept, length: int) -> list[list[int]]:
     return [row[(row >= 0) & (row < length)].tolist() for row in kept]
 
 
-@pytest.mark.parametrize("stages", STAGES)
-@pytest.mark.parametrize("rows", ROWS)
+every_prompt = pytest.mark.parametrize(("rows", "stages"), list(product(ROWS, STAGES)))
+
+
 class TestGreedy:
+    @every_prompt
     def test_every_layer_caches_what_it_saw_and_nothing_else(self, model, rows, stages):
         settings, lengths = STAGES[stages]
         inputs = inputs_of(ROWS[rows])
@@ -143,8 +147,10 @@ class TestGreedy:
         keys = [layer.keys.shape[2] for layer in cache_of(output).layers]
         assert keys == plus(lengths[rows], NUM_NEW - 1)
 
-    @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-    @pytest.mark.parametrize("cache", ["dynamic", "static", "none"])
+    @pytest.mark.parametrize(
+        ("rows", "stages", "attention", "cache"),
+        pairwise(ROWS, STAGES, ["sdpa", "eager"], ["dynamic", "static", "none"]),
+    )
     def test_every_cache_and_every_attention_give_the_same_tokens(self, rows, stages, attention, cache):
         settings, lengths = STAGES[stages]
         inputs, model = inputs_of(ROWS[rows]), model_with(attention)
@@ -157,12 +163,13 @@ class TestGreedy:
             output = generate(model, inputs, **kwargs)
             assert [of_prompt(reduction.kept(stage), length) for stage in range(len(kept))] == kept
         assert torch.equal(output.sequences, expected.sequences)
-        torch.testing.assert_close(torch.stack(output.logits), torch.stack(expected.logits), atol=2e-5, rtol=0)
+        close(torch.stack(output.logits), torch.stack(expected.logits))
         if cache == "none":
             assert cache_of(output) is None
         else:
             assert cached(output) == plus(lengths[rows], NUM_NEW - 1)
 
+    @every_prompt
     def test_a_loop_by_hand_without_positions_is_generate(self, model, rows, stages):
         settings, lengths = STAGES[stages]
         inputs = inputs_of(ROWS[rows])
@@ -177,7 +184,7 @@ class TestGreedy:
                 given = {**inputs, "attention_mask": mask}
                 for _ in range(NUM_NEW):
                     logits = model(**given, **{CACHE: cache}).logits[:, -1]
-                    torch.testing.assert_close(logits, expected.logits[len(tokens)], atol=2e-5, rtol=0)
+                    close(logits, expected.logits[len(tokens)])
                     logits[:, IMAGE_TOKEN] = -torch.inf
                     tokens.append(logits.argmax(-1, keepdim=True))
                     if padded:
@@ -186,6 +193,7 @@ class TestGreedy:
             assert torch.equal(torch.cat(tokens, dim=1), answer(expected, inputs))
             assert [int(cache.get_seq_length(layer)) for layer in range(4)] == plus(lengths[rows], NUM_NEW - 1)
 
+    @every_prompt
     def test_several_tokens_at_once_continue_a_prompt_as_one_by_one(self, model, rows, stages):
         settings, _ = STAGES[stages]
         inputs = inputs_of(ROWS[rows])
@@ -195,7 +203,7 @@ class TestGreedy:
             tokens = answer(expected, inputs)[:, :-1]
             mask = torch.cat((inputs["attention_mask"], torch.ones_like(tokens)), dim=1)
             logits = model(input_ids=tokens, attention_mask=mask, **{CACHE: cache}).logits
-        torch.testing.assert_close(logits, torch.stack(expected.logits, dim=1)[:, 1:], atol=2e-5, rtol=0)
+        close(logits, torch.stack(expected.logits, dim=1)[:, 1:])
 
 
 def test_tokens_of_an_answer_that_are_masked_are_not_seen(model):
@@ -220,7 +228,7 @@ def test_tokens_of_an_answer_that_are_masked_are_not_seen(model):
                 position_ids=places,
                 **{CACHE: caches[2]},
             ).logits
-        torch.testing.assert_close(masked[:, stay], left_out, atol=2e-5, rtol=0)
+        close(masked[:, stay], left_out)
         assert (masked[:, 2] - seen[:, 2]).abs().max() > 0.01
 
 
@@ -257,7 +265,7 @@ class TestBeams:
         expected = torch.cat([answer(output, one) for output, one in zip(alone, rows_alone(ROWS[rows]), strict=True)])
         assert torch.equal(answer(together, inputs), expected)
         scores = torch.cat([output.sequences_scores for output in alone])
-        torch.testing.assert_close(together.sequences_scores, scores, atol=2e-5, rtol=0)
+        close(together.sequences_scores, scores)
 
     @several
     @pytest.mark.parametrize("kwargs", [{"use_cache": False}, {"cache_implementation": "static"}], ids=str)
@@ -279,7 +287,7 @@ class TestBeams:
             rest = model(input_ids=tokens[:, :-1], attention_mask=mask, **{CACHE: cache_of(first)})
         scores = torch.cat((first.logits[:, -1:], rest.logits), dim=1).log_softmax(-1)
         expected = scores.gather(2, tokens.unsqueeze(-1)).sum((1, 2))
-        torch.testing.assert_close(output.sequences_scores, expected, atol=5e-5, rtol=0)
+        close(output.sequences_scores, expected)
 
 
 class TestSampling:
@@ -341,7 +349,7 @@ class TestText:
             for stage in range(len(reduction.config.layers) + 1):
                 assert of_prompt(reduction.kept(stage), length)[1] == list(range(length - 5, length))
         assert torch.equal(answer(output, inputs)[1], answer(dense, alone)[0])
-        torch.testing.assert_close(torch.stack(output.logits)[:, 1], torch.stack(dense.logits)[:, 0], atol=2e-5, rtol=0)
+        close(torch.stack(output.logits)[:, 1], torch.stack(dense.logits)[:, 0])
 
     @pytest.mark.parametrize("kind", ["dynamic", "static"])
     def test_a_cache_that_was_emptied_remembers_no_picture(self, model, kind):
@@ -357,7 +365,7 @@ class TestText:
                 pytest.skip("this transformers does not empty a dynamic cache")
             output = generate(model, inputs, **{CACHE: cache})
             assert torch.equal(output.sequences, expected.sequences)
-            torch.testing.assert_close(torch.stack(output.logits), torch.stack(expected.logits), atol=2e-5, rtol=0)
+            close(torch.stack(output.logits), torch.stack(expected.logits))
             cache.reset()
             assert torch.equal(generate(model, inputs_of(rows), **{CACHE: cache}).sequences, pictured.sequences)
 
@@ -377,7 +385,7 @@ class TestReentrancy:
                     token = output.sequences[:, step - 1 - NUM_NEW].unsqueeze(1)
                     logits.append(model(input_ids=token, **{CACHE: cache}).logits[:, -1])
         for logits, output in zip(given, expected, strict=True):
-            torch.testing.assert_close(torch.stack(logits), torch.stack(output.logits), atol=2e-5, rtol=0)
+            close(torch.stack(logits), torch.stack(output.logits))
 
     def test_two_reductions_of_two_models_do_not_meet(self, model, fresh):
         inputs = inputs_of(ROWS["one"])
@@ -424,7 +432,7 @@ class TestOutputs:
         with vscan.reduce(model, **TWO_STAGES), torch.no_grad():
             last, all_of_them = model(**inputs, logits_to_keep=1).logits, model(**inputs).logits
         assert last.shape[1] == 1
-        torch.testing.assert_close(last, all_of_them[:, -1:], atol=2e-5, rtol=0)
+        close(last, all_of_them[:, -1:])
 
     def test_a_padded_row_alone_is_the_row_without_padding(self, model):
         rows = ROWS["batch"]

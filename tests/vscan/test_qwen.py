@@ -5,6 +5,8 @@ import copy
 import pytest
 import torch
 from accelerate import dispatch_model
+from helpers import close
+from pairwise import pairwise
 from qwen_helpers import IMAGE_TOKEN, image, inputs_of, tiny_qwen, video
 from transformers import StaticCache
 
@@ -39,10 +41,6 @@ def answers(output, inputs):
     return output.sequences[:, inputs["input_ids"].shape[1] :]
 
 
-def close(got, expected, rtol: float = RTOL):
-    torch.testing.assert_close(got, expected, atol=rtol * expected.abs().max().item(), rtol=0)
-
-
 def same(one, other, rtol: float = 0.0):
     assert torch.equal(one.sequences, other.sequences)
     close(torch.stack(one.logits), torch.stack(other.logits), rtol)
@@ -73,14 +71,12 @@ def test_a_batch_equals_its_rows_run_alone(rows, stages):
                 assert left == [column + shift for column in expected]
 
 
-@pytest.mark.parametrize(
-    ("visual_tokens", "layers"),
-    [(None, {}), (1.0, {}), (1.0, {0: 1.0, 3: 1.0}), (None, {1: 1000}), (1000, {0: 1000, 2: 998})],
-)
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@every_rows
-def test_keeping_every_token_is_the_stock_model_bit_for_bit(rows, attention, visual_tokens, layers):
-    model, inputs = tiny_qwen(), inputs_of(ROWS[rows])
+EVERYTHING = [(None, {}), (1.0, {}), (1.0, {0: 1.0, 3: 1.0}), (None, {1: 1000}), (1000, {0: 1000, 2: 998})]
+
+
+@pytest.mark.parametrize(("rows", "attention", "budgets"), pairwise(ROWS, ["sdpa", "eager"], EVERYTHING), ids=str)
+def test_keeping_every_token_is_the_stock_model_bit_for_bit(rows, attention, budgets):
+    model, inputs, (visual_tokens, layers) = tiny_qwen(), inputs_of(ROWS[rows]), budgets
     model.set_attn_implementation(attention)
     try:
         with torch.no_grad():

@@ -10,6 +10,8 @@ from math import ceil
 
 import pytest
 import torch
+from helpers import close
+from pairwise import pairwise
 from qwen_helpers import IMAGE_TOKEN, VIDEO_TOKEN, image, inputs_of, tiny_qwen, video
 from torch.nn.functional import cosine_similarity
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
@@ -19,8 +21,6 @@ from vscan.compat import cache_of
 
 NUM_LAYERS, NUM_ANSWER, GLOBAL = 4, 5, 3
 LOCAL = {Qwen2_5_VLForConditionalGeneration: 1, Qwen2VLForConditionalGeneration: 0}
-every_class = pytest.mark.parametrize("cls", LOCAL)
-ATOL = 5e-5
 ROWS = {
     "one": [[1, image(5, 6), 5, 6, 7]],
     "image_first": [[image(4, 8), 5, 6, 7]],
@@ -201,9 +201,7 @@ def columns_of(kept) -> list[list[int]]:
     return [row[row >= 0].tolist() for row in kept]
 
 
-@pytest.mark.parametrize("stages", STAGES)
-@pytest.mark.parametrize("rows", ROWS)
-@every_class
+@pytest.mark.parametrize(("cls", "rows", "stages"), pairwise(LOCAL, ROWS, STAGES))
 def test_the_oracle_sees_the_same_tokens_and_gives_the_same_logits(cls, rows, stages):
     model, inputs, (ratio, layers) = tiny_qwen(cls), inputs_of(ROWS[rows]), STAGES[stages]
     oracles = [Oracle(cls, row, STAGES[stages]) for row in ROWS[rows]]
@@ -218,9 +216,9 @@ def test_the_oracle_sees_the_same_tokens_and_gives_the_same_logits(cls, rows, st
     for row, (oracle, answer) in enumerate(zip(oracles, answers, strict=True)):
         valid = reduction.kept()[row] >= 0
         expected = oracle.run(answer[:-1])
-        torch.testing.assert_close(logits[row][valid], expected[oracle.kept[-1]], atol=ATOL, rtol=0)
+        close(logits[row][valid], expected[oracle.kept[-1]])
         steps = torch.stack([step[row] for step in output.logits])
-        torch.testing.assert_close(steps, expected[len(oracle.ids) - 1 :], atol=ATOL, rtol=0)
+        close(steps, expected[len(oracle.ids) - 1 :])
     lengths, stage = [], 0
     for layer in range(NUM_LAYERS):
         stage += layer in layers
@@ -228,9 +226,7 @@ def test_the_oracle_sees_the_same_tokens_and_gives_the_same_logits(cls, rows, st
     assert [cache_of(output).get_seq_length(layer) for layer in range(NUM_LAYERS)] == lengths
 
 
-@pytest.mark.parametrize("stages", STAGES)
-@pytest.mark.parametrize("rows", ["unequal", "mixed", "images_and_videos"])
-@every_class
+@pytest.mark.parametrize(("cls", "rows", "stages"), pairwise(LOCAL, ["unequal", "mixed", "images_and_videos"], STAGES))
 def test_padding_on_the_right_changes_nothing(cls, rows, stages):
     model, (ratio, layers) = tiny_qwen(cls), STAGES[stages]
     with vscan.reduce(model, visual_tokens=ratio, layers=layers) as reduction, torch.no_grad():
@@ -239,4 +235,4 @@ def test_padding_on_the_right_changes_nothing(cls, rows, stages):
         oracle = Oracle(cls, parts, STAGES[stages])
         assert columns_of(reduction.kept())[row] == oracle.kept[-1]
         expected = oracle.run([])[oracle.kept[-1]]
-        torch.testing.assert_close(logits[row][reduction.kept()[row] >= 0], expected, atol=ATOL, rtol=0)
+        close(logits[row][reduction.kept()[row] >= 0], expected)
