@@ -1,15 +1,14 @@
 """`reduce(model, ...)` for a with block, `apply(model, ...)` for a handle: what a user calls."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from .cache import Force, PromptState
 from .compat import check
-from .config import Budget, ReductionConfig, count
+from .config import Budget, ReductionConfig, check_arriving, count
 from .methods import make_method
 from .models import defaults, installer, unwrapped
-from .prompt import PromptState
 from .stats import Stats, collect
 
 
@@ -28,6 +27,8 @@ class Reduction:
         self.config = config
         self.method = make_method(config.method, {**(defaults or {}), **config.fields})
         self.last: PromptState | None = None
+        self.force = Force()
+        self._undo: Callable[[], None] | None = None
 
     def fit(
         self,
@@ -48,11 +49,12 @@ class Reduction:
             rank_with_rotary: whether the decoder's ranking applies the rotary embedding.
 
         Raises:
-            ValueError: for a layer that the model does not have.
+            ValueError: for a layer that the model does not have, or a count above what arrives there.
         """
         for layer, _ in self.config.layers:
             if layer >= num_decoder_layers:
                 raise ValueError(f"layers: expected decoder layers 0 to {num_decoder_layers - 1}, got {layer}")
+        check_arriving(self.config, num_tokens, text_config.max_position_embeddings)
         budget = self.config.visual_tokens
         self.num_tokens = num_tokens
         self.num_kept = None if num_tokens is None else count(num_tokens, budget)
@@ -87,8 +89,11 @@ class Reduction:
         return collect(self, self._last())
 
     def remove(self) -> None:
-        """Give the model back dense, bit for bit. May be called twice."""
-        self._undo()
+        """Give the model back dense, bit for bit. Called again it does nothing, whatever else is in force by then."""
+        undo, self._undo = self._undo, None
+        if undo is not None:
+            undo()
+            self.force.active = False
 
     def _last(self) -> PromptState:
         if self.last is None:
@@ -134,11 +139,31 @@ def apply_config(model: nn.Module, config: ReductionConfig) -> Reduction:
     return reduction
 
 
-@contextmanager
-def reduce(model: nn.Module, *args, **kwargs) -> Iterator[Reduction]:
-    """`apply` for the length of a with block; the arguments are the same."""
-    reduction = apply(model, *args, **kwargs)
-    try:
-        yield reduction
-    finally:
-        reduction.remove()
+class Reducing:
+    """`apply` for the length of a with block; may be entered again."""
+
+    def __init__(self, model: nn.Module, config: ReductionConfig):
+        self.model, self.config, self.reductions = model, config, []
+
+    def __enter__(self) -> Reduction:
+        self.reductions.append(apply_config(self.model, self.config))
+        return self.reductions[-1]
+
+    def __exit__(self, *error) -> None:
+        self.reductions.pop().remove()
+
+
+def reduce(
+    model: nn.Module,
+    method: str = "vscan",
+    visual_tokens: Budget | None = None,
+    layers=None,
+    positions: str = "auto",
+    **fields,
+) -> Reducing:
+    """`apply` for the length of a with block; the arguments are the same.
+
+    While it is in force, every thread that runs this model gets it reduced. A cache that it has filled is refused
+    afterwards, and the model cannot be copied or pickled meanwhile.
+    """
+    return Reducing(model, ReductionConfig(method, visual_tokens, layers or (), positions, fields))

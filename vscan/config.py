@@ -41,6 +41,25 @@ def check_budget(budget: Any, name: str, least: int = 1) -> Budget:
     return budget
 
 
+def check_arriving(config: "ReductionConfig", num_tokens: int | None, most: int) -> None:
+    """Raise ValueError for a count above what arrives at its stage, with both numbers.
+
+    Args:
+        num_tokens: visual tokens of a view; None where views vary in size.
+        most: visual tokens that a prompt can hold at all.
+    """
+    arriving = most if num_tokens is None else num_tokens
+    for name, budget in [
+        ("visual_tokens", config.visual_tokens),
+        *((f"layers: layer {layer}", budget) for layer, budget in config.layers),
+    ]:
+        if isinstance(budget, int) and budget > arriving:
+            raise ValueError(
+                f"{name}: expected at most the {arriving} visual tokens of a view that arrive, got {budget}"
+            )
+        arriving = count(arriving, budget)
+
+
 def check_layers(layers: Any) -> tuple[tuple[int, Budget], ...]:
     """Return the pruning stages as ((layer, budget), ...), in ascending order of layers; ValueError if they are not."""
     if layers is None:

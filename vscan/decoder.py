@@ -11,13 +11,15 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache
+from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .attention import device_of, prompt_rows
+from .cache import PromptState, ReducedCache, hold, state_of
 from .compat import (
     ARGUMENTS,
     CACHE,
+    cache_of,
     capture_outputs,
     causal_mask,
     held,
@@ -28,7 +30,7 @@ from .compat import (
 from .config import Budget, count
 from .guards import check_dense, check_prefill, check_step, generation
 from .masks import all_true, padding_mask
-from .prompt import PromptState, Segment, VisualPrompt
+from .prompt import Segment, VisualPrompt
 from .scan import top
 
 # Before layer k: the hidden states [B, S, D], which columns are valid (bool, or None for all), and their positions.
@@ -53,11 +55,18 @@ class Decoder:
             return super().forward(**kwargs)
         new = kwargs.get("input_ids") if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"]
         cache = kwargs[CACHE] = take_cache(kwargs)
+        force = self.reduction.force
         if visual_prompt is not None or state_of(cache, new.shape[1]) is not None:
+            if isinstance(cache, ReducedCache) and cache.force is not force:
+                raise ValueError("expected a cache of this reduction's own, got one that another reduction has filled")
             return self.forward_x(visual_prompt=visual_prompt, **kwargs)
-        if check_dense(cache, new.shape[1]):
-            self.reduction.last = None
-        return super().forward(**kwargs)
+        begins = check_dense(cache, new.shape[1], force)
+        output = super().forward(**kwargs)
+        if begins:
+            self.reduction.last, filled = None, cache_of(output)
+            if filled is not None:
+                filled.filled_under = force
+        return output
 
     @merge_with_config_defaults
     @capture_outputs
@@ -164,22 +173,6 @@ class Decoder:
         return segment.shorten(hidden, kept, keep, layer_idx, self.reduction.compact_positions)
 
 
-def state_of(cache: Cache | None, num_new: int) -> PromptState | None:
-    """The reduced prompt that a cache holds, or None; a cache that was emptied forgets it here.
-
-    Args:
-        num_new: tokens that are about to follow.
-    """
-    state = getattr(cache, "visual_prompt_state", None)
-    if state is not None:
-        seen = cache.get_seq_length()
-        # A static cache answers with a tensor, and reading it at every step would stall the device.
-        if (isinstance(seen, int) or num_new > 1) and int(seen) == 0:
-            del cache.visual_prompt_state
-            return None
-    return state
-
-
 def _prefill(model, prompt: VisualPrompt, hidden, attention_mask, position_ids, cache):
     """Set up the pass over a prompt: its state, the layers where a segment starts, and the function that starts it."""
     if cache is not None and int(cache.get_seq_length()) > 0:
@@ -198,7 +191,7 @@ def _prefill(model, prompt: VisualPrompt, hidden, attention_mask, position_ids, 
     following = positions.amax(dim=(0, 2) if positions.ndim == 3 else 1).unsqueeze(-1) + 1
     state = PromptState(hidden.shape[1], following, [])
     if cache is not None:
-        cache.visual_prompt_state = state
+        hold(cache, state, model.reduction.force)
 
     def boundary(index: int, hidden: Tensor):
         nonlocal segment

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
+from .cache import Cached, Force, PromptState
 from .compat import LibraryChanged, cache_dtype, cache_of, cached_bytes, held, take_cache
-from .prompt import Cached, PromptState, VisualPrompt
+from .prompt import VisualPrompt
 
 
 @dataclass
@@ -48,18 +49,19 @@ def generating(num_columns: int | None) -> Iterator[Generation]:
         generation.reset(token)
 
 
-def check_dense(cache: Cache | None, num_new: int) -> bool:
+def check_dense(cache: Cache | None, num_new: int, force: Force) -> bool:
     """Check that a call which brings no pictures and follows no reduced prompt should be one.
 
     Args:
         num_new: tokens that it brings.
+        force: of the reduction; a dense prompt's cache bears it.
 
     Returns:
         Whether it begins a prompt; for one token and a static cache, which counts on the device, that is not known.
 
     Raises:
         LibraryChanged: if pictures were encoded for it, or if it was to follow a reduced prompt.
-        ValueError: for a cache that only a reduced prompt can have left.
+        ValueError: for a cache that was not filled under this reduction.
     """
     seen = 0 if cache is None else cache.get_seq_length()
     if not isinstance(seen, int) and num_new == 1:
@@ -69,13 +71,11 @@ def check_dense(cache: Cache | None, num_new: int) -> bool:
         raise LibraryChanged("pictures that were encoded to be handed to the decoder", "a prompt without them")
     if call is not None and call.reduced and cache is not None and int(seen) == 0:
         raise LibraryChanged("the cache that holds the reduced prompt at every later step", "an empty cache")
-    if isinstance(seen, int) and seen > 0:
-        last = held(cache, len(cache.layers) - 1)[0]
-        if last != seen:
-            raise ValueError(
-                f"expected a cache as a reduced prompt left it, got one of {seen} columns in its first layer and "
-                f"{last} in its last without that prompt's state: it was copied or converted"
-            )
+    if isinstance(seen, int) and seen > 0 and getattr(cache, "filled_under", None) is not force:
+        raise ValueError(
+            f"expected a cache that was filled under this reduction, got one of {seen} columns from elsewhere: what it "
+            "holds may be a reduced prompt that was copied or converted, which cannot be told"
+        )
     return int(seen) == 0
 
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .cache import PromptState
 from .compat import attention_weights, is_mrope, rotary_of, text_model_of
 from .masks import padding_mask
-from .prompt import PromptState
 
 
 @dataclass

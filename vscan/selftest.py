@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, cache_utils, masking_utils
 
 from .attention import prompt_rows
+from .cache import Force
 from .compat import CACHE, LibraryChanged, attention_implementation, build, causal_mask, is_mrope, rotary_of
 from .decoder import Decoder
 from .guards import generation
@@ -227,7 +228,7 @@ class _Trial:
         if dropped is not None:
             embeds[:, :LENGTH][dropped] = 3.0  # must not matter
         self.ours.reduction = SimpleNamespace(
-            config=SimpleNamespace(layers=()), compact_positions=True, method=Method(), last=None
+            config=SimpleNamespace(layers=()), compact_positions=True, method=Method(), last=None, force=Force()
         )
         prompt = self.ours(
             inputs_embeds=embeds[:, :LENGTH],

@@ -2,8 +2,8 @@
 
 from dataclasses import asdict, dataclass
 
+from .cache import Cached, PromptState
 from .flops import average_tokens, decoder_flops, retention
-from .prompt import Cached, PromptState
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from vscan.eval import checkpoint
 from vscan.eval.answering import check_context, left_padded, read_stages
 from vscan.eval.images import ImageFolder
 from vscan.eval.runner import Answer
+from vscan.models.encoded import EncodedImages
 from vscan.models.llava_next import image_lengths
-from vscan.models.shell import EncodedImages
 
 FindImage = Callable[[dict], str | io.BytesIO | None]  # from a question to its picture's file or content
 

@@ -1,5 +1,7 @@
 """What makes a language model a LLaVA: a vision tower, a projector, and images in the prompt."""
 
+from contextlib import ExitStack
+
 import torch
 from torch import Tensor, nn
 
@@ -8,7 +10,8 @@ from llava.mm_utils import select_best_resolution
 from vscan.compat import unpad_image
 from vscan.guards import check_finite
 from vscan.models.clip import encode_views, grid_of
-from vscan.models.shell import EncodedImages, all_finite
+from vscan.models.encoded import EncodedImages, all_finite
+from vscan.models.shell import refuse_copies
 from vscan.prompt import VisualPrompt, placed
 
 from .multimodal_projector.builder import build_vision_projector
@@ -50,8 +53,12 @@ class LlavaMetaForCausalLM:
             compact_positions=True,
             text_config=self.config,
         )
-        self.model.reduction = reduction
-        return lambda: setattr(self.model, "reduction", None)
+        with ExitStack() as undo:
+            undo.callback(setattr, self.model, "reduction", None)
+            self.model.reduction = reduction
+            for part in (self, self.model):
+                refuse_copies(undo, part)
+            return undo.pop_all().close
 
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Encode and project images; under a reduction each keeps its budget (`vscan.models.clip.encode_views`).

@@ -4,7 +4,8 @@ from torch import nn
 
 from ..compat import pooled
 from .clip import encode_views, grid_of
-from .shell import EncodedImages, Modality, all_finite, install_on_shell
+from .encoded import EncodedImages, Modality, all_finite
+from .shell import install_on_shell
 
 
 def fit(reduction, model: nn.Module) -> nn.Module:

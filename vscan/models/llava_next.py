@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from ..compat import image_size_to_num_patches, pack_crops, pooled
 from .clip import encode_views
+from .encoded import EncodedImages, Modality, all_finite
 from .llava import check_features, fit
-from .shell import EncodedImages, Modality, all_finite, install_on_shell
+from .shell import install_on_shell
 
 
 def num_crops(config, image_sizes: Tensor) -> list[int]:

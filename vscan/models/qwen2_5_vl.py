@@ -17,7 +17,8 @@ from ..compat import pooled, vision_windows
 from ..config import count
 from ..methods.base import Views, encode_in_place
 from ..received import attention_received
-from .shell import EncodedImages, Modality, install_on_shell, swap_class
+from .encoded import EncodedImages, Modality
+from .shell import install_on_shell, swap_class
 
 # While a reduced tower runs: {block: what its attention was given, then the score of each patch}; one for every thread.
 scores_of_blocks: ContextVar[dict | None] = ContextVar("scores_of_blocks", default=None)

@@ -3,18 +3,17 @@ and what cannot work refused. Instances only, and all of it undone by one ExitSt
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import lru_cache, reduce
 
 import torch
 from torch import Tensor, nn
 
+from ..cache import state_of
 from ..compat import (
     CACHE_IMPLEMENTATIONS,
     ENCODED,
-    BaseModelOutputWithPooling,
     LibraryChanged,
     encoded,
     is_mrope,
@@ -22,75 +21,11 @@ from ..compat import (
     take_cache,
     takes_encoded,
 )
-from ..decoder import Decoder, state_of
+from ..decoder import Decoder
 from ..guards import check_finite, check_handed_out, generating, generation
 from ..masks import padding_mask
 from ..prompt import VisualPrompt
-
-
-@dataclass
-class EncodedImages(BaseModelOutputWithPooling):
-    """Images encoded under a reduction; what travels with them through `generate` to the shell.
-
-    Args:
-        pooler_output: a list of [M_i, D], one tensor an image, in raster order; zeros where a token is dropped.
-        kept: a list of bool [M_i], which of them are left; None where all are.
-        num_views: a list, views (images, crops, steps in time) of each.
-        num_kept: a list, tokens of each that are left; None where that depends on the picture.
-        finite: bool [], whether all that the encoder gave is; read once, where a prompt is described.
-    """
-
-    kept: list | None = None
-    num_views: list | None = None
-    num_kept: list | None = None
-    finite: Tensor | None = None
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.encoded = list(self.pooler_output)  # `generate` repeats them for beams, and says nothing
-
-    def select(self, indices: Sequence[int]) -> "EncodedImages":
-        """Some of these images, in another order or several times."""
-        lists = {name: getattr(self, name) for name in ("pooler_output", "kept", "num_views", "num_kept")}
-        chosen = {name: None if found is None else [found[i] for i in indices] for name, found in lists.items()}
-        return EncodedImages(**chosen, finite=self.finite)
-
-    def expanded(self) -> "EncodedImages":
-        """The same images as `pooler_output` has them now, with all that belongs to each."""
-        place = {id(features): number for number, features in enumerate(self.encoded)}
-        try:
-            indices = [place[id(features)] for features in self.pooler_output]
-        except KeyError as error:
-            raise LibraryChanged("the pictures that were encoded, in any order", "others") from error
-        now, self.pooler_output = self.pooler_output, self.encoded
-        chosen, self.pooler_output = self.select(indices), now
-        return chosen
-
-    def size(self, dim: int) -> int:
-        """How many there are: asked of what stands in for pixels before transformers 5.18."""
-        return len(self.pooler_output)
-
-
-def all_finite(features: list[Tensor]) -> Tensor:
-    """Whether all values of some tensors are finite, bool []; reads nothing."""
-    return torch.stack([part.isfinite().all() for part in features]).all()
-
-
-@dataclass(frozen=True)
-class Modality:
-    """Images or videos, as a shell takes them.
-
-    Args:
-        name: "image" or "video": the model has a `get_<name>_features` and a `<name>_token_id`.
-        pixels: the keyword that brings them.
-        encode: from what the model's own `get_<name>_features` takes, by keyword, to an `EncodedImages`.
-        adopt: from what the model gave for images without this reduction to an `EncodedImages`; None refuses it.
-    """
-
-    name: str
-    pixels: str
-    encode: Callable[..., EncodedImages]
-    adopt: Callable | None = None
+from .encoded import EncodedImages, Modality
 
 
 @lru_cache(maxsize=8)
@@ -140,6 +75,8 @@ def install_on_shell(model: nn.Module, reduction, modalities: list[Modality]) ->
         hand_over(undo, base, modalities)
         guard_generate(undo, model)
         refuse_labels(undo, model)
+        for part in (model, base, base.language_model):
+            refuse_copies(undo, part)
         return undo.pop_all().close
 
 
@@ -191,8 +128,11 @@ def hand_over(undo: ExitStack, base: nn.Module, modalities: list[Modality]) -> N
             parts = value.values() if isinstance(value, dict) else (value,)
             if any(isinstance(part, EncodedImages) for part in parts):
                 raise LibraryChanged("encoded pictures under a keyword that is known here", name)
-        if kwargs.get("position_ids") is None:
-            kwargs["position_ids"] = following_positions(base, kwargs)
+        following = following_positions(base, kwargs)
+        if following is None:
+            check_no_pictures(base, kwargs.get("input_ids"), modalities)
+        elif kwargs.get("position_ids") is None:
+            kwargs["position_ids"] = following
         return (), kwargs
 
     def after(module, args, kwargs, output):
@@ -238,6 +178,16 @@ def describe(base: nn.Module, given: dict[Modality, object], kwargs: dict) -> Vi
         visual = input_ids == getattr(base.config, f"{part.name}_token_id")
         prompts.append(VisualPrompt.read(visual, mask, sizes, images.num_views, images.num_kept, kept))
     return reduce(VisualPrompt.joined, prompts)
+
+
+def check_no_pictures(base: nn.Module, input_ids: Tensor | None, modalities: list[Modality]) -> None:
+    """Raise ValueError where a prompt names pictures and none came; one token is no prompt, and is not read."""
+    if input_ids is None or input_ids.shape[1] == 1 or input_ids.is_meta:
+        return
+    for part in modalities:
+        number = int((input_ids == getattr(base.config, f"{part.name}_token_id")).sum())
+        if number:
+            raise ValueError(f"expected {part.pixels} for the {number} {part.name} tokens of the prompt, got none")
 
 
 def following_positions(base: nn.Module, kwargs: dict) -> Tensor | None:
@@ -307,6 +257,28 @@ def guard_generate(undo: ExitStack, model: nn.Module) -> None:
             return original(**kwargs)
 
     replace_method(undo, model, "generate", generate)
+    if hasattr(model, "generate_batch"):
+
+        def generate_batch(*args, **kwargs):
+            raise ValueError(
+                "expected generate while visual tokens are reduced, got generate_batch: its cache is paged"
+            )
+
+        replace_method(undo, model, "generate_batch", generate_batch)
+
+
+def refuse_copies(undo: ExitStack, module: nn.Module) -> None:
+    """A copy or a pickle of a reduced model would answer with parts of the original: say so instead."""
+
+    def refuse(*args):
+        raise ValueError(
+            f"expected a dense model to copy or to pickle, got {type(module).__name__} while visual tokens are "
+            "reduced: remove the reduction first, and apply one to the copy"
+        )
+
+    for name in ("__deepcopy__", "__reduce_ex__"):
+        undo.callback(module.__dict__.pop, name)
+        module.__dict__[name] = refuse
 
 
 def refuse_labels(undo: ExitStack, model: nn.Module) -> None:

@@ -6,7 +6,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from vscan.compat import LlamaPreTrainedModel
 from vscan.guards import check_handed_out, generating
-from vscan.models.shell import EncodedImages, check_generation
+from vscan.models.encoded import EncodedImages
+from vscan.models.shell import check_generation
 from vscan.prompt import VisualPrompt
 
 from ..llava_arch import LlavaMetaForCausalLM, LlavaMetaModel

@@ -1,0 +1,194 @@
+"""The cache that holds a reduced prompt: what is known of the prompt hangs on it, follows its rows, and ends with it.
+
+Layers hold as many columns as they were given, so that nothing but the decoder loop under the same reduction can go on
+from such a cache. Used otherwise it would be answered wrongly without a word, and says so instead.
+"""
+
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+from .compat import held
+from .prompt import Segment
+
+
+@dataclass(frozen=True)
+class Cached:
+    """What a cache held after a prompt: columns in every layer, bytes of all keys and values, and their dtype."""
+
+    lengths: list[int]
+    num_bytes: int
+    dtype: torch.dtype | None
+
+
+@dataclass
+class PromptState:
+    """What decoding has to know of a reduced prompt; it hangs on the cache, never on a module.
+
+    Args:
+        length: columns of the full prompt.
+        next_position: long [B or 1, 1], the position in the full prompt of what follows it.
+        segments: from layer 0 up; of two with the same start the later one counts.
+        cached: what the cache held; None where there was none, or before the prompt has run.
+    """
+
+    length: int
+    next_position: Tensor
+    segments: list[Segment]
+    cached: Cached | None = None
+
+    @property
+    def by_start(self) -> dict[int, Segment]:
+        """The segments by their first layers."""
+        return {segment.start: segment for segment in self.segments}
+
+    def select(self, rows: Tensor) -> "PromptState":
+        """What is known of some rows, in another order or several times; counts on the host stay those of the prompt.
+
+        Args:
+            rows: long [B'].
+        """
+
+        def chosen(states: Tensor | None, dim: int = 0) -> Tensor | None:
+            return None if states is None else states.index_select(dim, rows.to(states.device))
+
+        def positions_of(states: Tensor, dim: int) -> Tensor:  # [B or 1, ...]
+            return states if states.shape[dim] < len(self.segments[0].columns) else chosen(states, dim)
+
+        segments = [
+            replace(
+                segment,
+                columns=chosen(segment.columns),
+                valid=chosen(segment.valid),
+                visual=chosen(segment.visual),
+                positions=positions_of(segment.positions, -2),
+                removed=chosen(segment.removed),
+            )
+            for segment in self.segments
+        ]
+        return replace(self, next_position=positions_of(self.next_position, 0), segments=segments)
+
+    def repeat(self, times: int) -> "PromptState":
+        """What is known of the same rows, each `times` times in a row."""
+        rows = torch.arange(len(self.segments[0].columns), device=self.next_position.device)
+        return self.select(rows.repeat_interleave(times))
+
+    def positions_after(self, num_cached: int | Tensor, num_new: int) -> Tensor:
+        """Positions in the full prompt of tokens that are about to follow.
+
+        Args:
+            num_cached: columns that the first layer's cache holds.
+            num_new: tokens that follow them.
+
+        Returns:
+            Long [B or 1, num_new].
+        """
+        ahead = torch.arange(num_new, device=self.next_position.device)
+        return self.next_position + (num_cached - self.by_start[0].length + ahead)
+
+
+@dataclass(eq=False)
+class Force:
+    """Whether a reduction is in force; shared by the reduction and all that it leaves behind, also by their copies."""
+
+    active: bool = True
+
+    def __deepcopy__(self, memo) -> "Force":
+        return self
+
+
+class ReducedCache:
+    """A transformers cache that holds a reduced prompt.
+
+    Modifications:
+    - `update` is an error once the reduction is not in force any more;
+    - rows that are reordered, selected or repeated take what is known of the prompt with them;
+    - `reset` makes it the cache that it was; `crop` may take what was decoded, and no part of the prompt;
+    - a copy is a cache of its own; it cannot be pickled.
+    """
+
+    def update(self, *args, **kwargs):
+        if not self.force.active:
+            raise ValueError(
+                "expected a cache of the dense model, got one that holds a prompt with reduced visual tokens, whose "
+                "reduction was removed: decode before that, or run the prompt again"
+            )
+        return super().update(*args, **kwargs)
+
+    def reorder_cache(self, beam_idx: Tensor):
+        super().reorder_cache(beam_idx)
+        self.visual_prompt_state = self.visual_prompt_state.select(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor):
+        super().batch_select_indices(indices)
+        self.visual_prompt_state = self.visual_prompt_state.select(indices)
+
+    def batch_repeat_interleave(self, repeats: int):
+        super().batch_repeat_interleave(repeats)
+        self.visual_prompt_state = self.visual_prompt_state.repeat(repeats)
+
+    def reset(self):
+        super().reset()
+        release(self)
+
+    def crop(self, *args, **kwargs):
+        super().crop(*args, **kwargs)
+        left = [held(self, start)[0] - segment.length for start, segment in self.visual_prompt_state.by_start.items()]
+        if min(left) < 0 or len(set(left)) > 1:
+            raise ValueError(
+                "expected to crop nothing but what was decoded after a reduced prompt, the same in every layer, got "
+                f"{', '.join(map(str, left))} columns more than the prompt in the layers where it gets shorter"
+            )
+
+    def __copy__(self):
+        copied = type(self).__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        return copied
+
+    def __deepcopy__(self, memo: dict):
+        memo[id(self)] = copied = type(self).__new__(type(self))
+        copied.__dict__.update({name: deepcopy(value, memo) for name, value in self.__dict__.items()})
+        return copied
+
+    def __reduce_ex__(self, protocol):
+        raise ValueError("expected a cache of the dense model to pickle, got one that holds a reduced prompt")
+
+
+@lru_cache(maxsize=8)
+def _class_of(original: type) -> type:
+    names = {"__module__": original.__module__, "__qualname__": original.__qualname__, "__doc__": ReducedCache.__doc__}
+    return type(original.__name__, (ReducedCache, original), names)
+
+
+def hold(cache: Cache, state: PromptState, force: Force) -> None:
+    """Hang what is known of a prompt on the cache that is about to hold it."""
+    if not isinstance(cache, ReducedCache):
+        cache.__class__ = _class_of(type(cache))
+    cache.visual_prompt_state, cache.force = state, force
+
+
+def release(cache: Cache) -> None:
+    """Make a cache that was emptied what it was."""
+    if isinstance(cache, ReducedCache):
+        del cache.visual_prompt_state, cache.force
+        cache.__class__ = type(cache).__mro__[2]
+
+
+def state_of(cache: Cache | None, num_new: int) -> PromptState | None:
+    """The reduced prompt that a cache holds, or None; a cache that was emptied forgets it here.
+
+    Args:
+        num_new: tokens that are about to follow.
+    """
+    if not isinstance(cache, ReducedCache):
+        return None
+    seen = cache.get_seq_length()
+    # A static cache answers with a tensor, and reading it at every step would stall the device.
+    if (isinstance(seen, int) or num_new > 1) and int(seen) == 0:
+        release(cache)
+        return None
+    return cache.visual_prompt_state
