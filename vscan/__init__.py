@@ -6,8 +6,10 @@
 
 Rooms: `config` (what to reduce), `scan` and `merge` (which tokens stay, where the others go), `attention` (the few
 attention rows that are needed), `received` (attention received, where there is no [CLS]), `decoder` (the loop whose
-prompt gets shorter), `prompt` and `masks` (what is known of that prompt), `methods` (one file a method), `models` (what
-differs per model), `api` (reduce, apply), `flops`, `eval` (question files in, answers out).
+prompt gets shorter), `prompt`, `masks` and `cache` (what is known of that prompt, and the KV cache that it hangs on),
+`methods` (one file a method), `models` (what differs per model), `api` (reduce, apply), `flops`, `eval` (question files
+in, answers out). `compat` holds every name that transformers does not promise to keep; `signatures`, `selftest` and
+`guards` check that it does what is relied on, `oracle` and `selfcheck` at length.
 
 Names resolve on first use, so that `vscan.config`, `vscan.flops` and `vscan.eval` work before torch is imported.
 """
