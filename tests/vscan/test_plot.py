@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers import Injected, to_hugging_face
 from PIL import Image, ImageFont
+from safetensors.torch import load_file, save_file
 
 import vscan
 from llava.eval.answering import Answering, Preparation
@@ -61,9 +62,11 @@ def loaded_next(checkpoint, tmp_path_factory):
     config |= {"image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial_unpad"}
     (folder / "config.json").unlink()
     (folder / "config.json").write_text(json.dumps({**config, "image_grid_pinpoints": PINPOINTS}))
-    loaded = load_pretrained_model(str(folder), device="cpu")
-    loaded[1].model.image_newline.data.fill_(0.1)  # the tiny weights hold none
-    return loaded
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["model.image_newline"] = torch.full((config["hidden_size"],), 0.1)
+    (folder / "model.safetensors").unlink()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return load_pretrained_model(str(folder), device="cpu")
 
 
 @pytest.fixture(scope="module", params=["original", "hugging face"])
