@@ -1,15 +1,16 @@
 """Load a LLaVA checkpoint, in the original format or in Hugging Face's; which of the two its config says."""
 
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from transformers import LlavaForConditionalGeneration, LlavaNextForConditionalGeneration
 
 from llava.mm_utils import load_image_processor
 from llava.tokenizer import load_tokenizer
-from vscan.eval.checkpoint import check_config, choose_dtype
+from vscan.eval.checkpoint import choose_dtype, loading
+from vscan.eval.weights import load_whole
 
+from .check import check_checkpoint, check_model
 from .language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from .multimodal_encoder.builder import build_vision_tower, find_vision_tower
 
@@ -25,28 +26,18 @@ def load_model(
     dtype: str | torch.dtype = "auto",
 ) -> LlavaLlamaForCausalLM | LlavaForConditionalGeneration | LlavaNextForConditionalGeneration:
     """Load the model of a checkpoint; `load_pretrained_model` says what the arguments are."""
-    config = check_config(model_path)
+    config = check_model(model_path)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     options = {"dtype": choose_dtype(dtype, config, device), "attn_implementation": attn_implementation}
     placed = {**options, "device_map": device_map or {"": str(device)}}
-    try:
-        if "mm_vision_tower" in config:
-            # AutoConfig would read some of these as transformers' own LLaVA, with the sizes of the 7B model.
-            model = LlavaLlamaForCausalLM.from_pretrained(model_path, config=LlavaConfig.from_dict(config), **placed)
-            tower = build_vision_tower(model.config, model_path, **options)
-            model.model.vision_tower = tower.to(model.get_input_embeddings().weight.device)
-        elif config.get("model_type") in HUGGING_FACE and "vision_config" in config:
-            model = HUGGING_FACE[config["model_type"]].from_pretrained(model_path, **placed)
-        else:
-            raise ValueError(
-                f"model path {str(model_path)!r}: expected a config with mm_vision_tower (original LLaVA) or with "
-                f"vision_config and one of the model types {', '.join(HUGGING_FACE)} (Hugging Face), "
-                f"got model_type {config.get('model_type')!r}"
-            )
-    except UnpicklingError as error:
-        raise ValueError(
-            f"model path {str(model_path)!r}: expected plain weights, got a pickle that holds other objects"
-        ) from error
+    where, quantized = f"model path {str(model_path)!r}", "quantization_config" in config
+    if "mm_vision_tower" not in config:
+        return load_whole(HUGGING_FACE[config["model_type"]], model_path, where, quantized, **placed)
+    # AutoConfig would read some of these as transformers' own LLaVA, with the sizes of the 7B model.
+    placed["config"] = LlavaConfig.from_dict(config)
+    model = load_whole(LlavaLlamaForCausalLM, model_path, where, quantized, **placed)
+    tower = build_vision_tower(model.config, model_path, **options)
+    model.model.vision_tower = tower.to(model.get_input_embeddings().weight.device)
     return model.eval()
 
 
@@ -81,10 +72,13 @@ def load_pretrained_model(
     """
     if model_base is not None:
         raise ValueError(f"model_base: expected None (merge the adapter into its base first), got {model_base!r}")
-    config = check_config(model_path)
-    tokenizer = load_tokenizer(model_path)
-    tower = config.get("mm_vision_tower")
-    image_processor = load_image_processor(model_path if tower is None else find_vision_tower(tower, model_path))
+    config = check_checkpoint(model_path)
+    with loading("a tokenizer", model_path):
+        tokenizer = load_tokenizer(model_path)
+    name = config.get("mm_vision_tower")
+    folder = model_path if name is None else find_vision_tower(name, model_path)
+    with loading("an image processor", folder):
+        image_processor = load_image_processor(folder)
     attn_implementation = "flash_attention_2" if use_flash_attn else attn_implementation
     model = load_model(model_path, device_map, device, attn_implementation, dtype)
     text_config = config.get("text_config", config)

@@ -13,7 +13,6 @@ are copied one by one in the dtype they are stored in; at most one shard of DST 
 """
 
 import argparse
-import json
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -29,13 +28,13 @@ from transformers import CLIPVisionConfig, PreTrainedConfig
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.tokenizer import LlamaSentencePieceTokenizer, load_tokenizer
 from vscan.eval.arguments import run_command
-from vscan.eval.checkpoint import WEIGHTS
+from vscan.eval.weights import COMPUTED, check_finite, check_generation, check_stored, dtype_name, weight_files
 
 from .builder import HUGGING_FACE
 from .check import check_checkpoint
 from .convert_settings import build_config, write_json, write_settings
 from .convert_tokenizer import build_tokenizer
-from .multimodal_encoder.builder import PREFIX, find_vision_tower
+from .multimodal_encoder.builder import PREFIX, TEXT, find_vision_tower
 
 SHARD_BYTES = 5_000_000_000
 # Old name -> new name, by prefix; the first that fits. These are the names on the hub, which every version reads.
@@ -57,7 +56,6 @@ MODULES = {
     "model.vision_tower.": "vision_tower.vision_model.",
     "model.image_newline": "image_newline",
 }
-COMPUTED = ("rotary_emb.inv_freq", "position_ids")  # old checkpoints store them
 
 
 def convert(src: str | Path, dst: str | Path, shard_bytes: int = SHARD_BYTES) -> None:
@@ -103,6 +101,7 @@ def check_original(src: Path) -> dict:
         FileNotFoundError, ValueError: if it is incomplete, of another kind, or has parts that stock models lack.
     """
     stored = check_checkpoint(src)
+    check_generation(src)
     any_resolution = stored.get("image_aspect_ratio") == "anyres"
     expected = {
         "mm_vision_tower": (stored.get("mm_vision_tower") or "a vision tower (the original format)",),
@@ -133,13 +132,7 @@ def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
         FileNotFoundError: if there are none.
         ValueError: for a file that is broken, or that holds more than tensors.
     """
-    found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
-    if found is None:
-        raise FileNotFoundError(f"{folder}: expected weights (one of {', '.join(WEIGHTS)}), got none")
-    files = [found]
-    if found.suffix == ".json":
-        files = [folder / name for name in sorted(set(json.loads(found.read_text())["weight_map"].values()))]
-    for file in files:
+    for file in weight_files(folder):
         try:
             if file.suffix == ".safetensors":
                 with safe_open(file, "pt") as weights:
@@ -179,8 +172,7 @@ def stock_weights(src: Path, tower: Path, vocab_size: int, num_rows: int) -> Ite
     if has_tower:
         return
     for name, value in read_weights(tower):
-        other = name.startswith(("text_model.", "text_projection.", "visual_projection.", "logit_scale"))  # of a CLIP
-        if not other and not name.endswith(COMPUTED):
+        if not name.startswith(TEXT) and not name.endswith(COMPUTED):
             yield f"vision_tower.vision_model.{name.removeprefix('vision_model.')}", value
 
 
@@ -210,8 +202,12 @@ def write_weights(
         print(f"shard {len(shards)}: {len(shard)} tensors, {size / 1e9:.2f} GB, {done / total:.0%} done", flush=True)
 
     for name, value in stock_weights(src, tower, vocab_size, config.text_config.vocab_size):
-        if missing.pop(name, None) != value.shape:
-            raise ValueError(f"SRC {str(src)!r}: expected no weight {name} of shape {list(value.shape)} by its config")
+        shape = missing.pop(name, None)
+        if shape != value.shape:
+            expected = f"no weight {name}" if shape is None else f"{name} of shape {list(shape)}"
+            raise ValueError(f"SRC {str(src)!r}: expected {expected} by its config, got shape {list(value.shape)}")
+        check_stored(src, {name: dtype_name(value)})
+        check_finite({name: value}, f"SRC {str(src)!r}")
         num_bytes = value.numel() * value.element_size()
         if shard and size + num_bytes > shard_bytes:
             flush()

@@ -9,6 +9,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import get_conversation
 from llava.mm_utils import load_image_processor
 from llava.tokenizer import LlamaSentencePieceTokenizer
+from vscan.eval.checkpoint import read_json, stored_dtype
 
 from .language_model.llava_llama import LlavaConfig as OriginalConfig
 
@@ -37,7 +38,7 @@ def build_config(stored: dict, vision: CLIPVisionConfig, image_token: int) -> Ll
         "vision_feature_layer": stored["mm_vision_select_layer"],
         "vision_feature_select_strategy": "default",  # without [CLS]
         "tie_word_embeddings": stored.get("tie_word_embeddings", False),
-        "dtype": stored.get("dtype") or stored.get("torch_dtype") or "float16",
+        "dtype": stored_dtype(stored),
     }
     if "reduction" in stored:
         given["reduction"] = stored["reduction"]
@@ -53,7 +54,7 @@ def write_settings(
     """Write the settings of generation, tokenizer and processor."""
     file = src / "generation_config.json"
     generation = {name: stored[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if name in stored}
-    generation = json.loads(file.read_text()) if file.is_file() else generation
+    generation = read_json(file) if file.is_file() else generation
     # Marked so, transformers may make it anew from the model's config.
     generation.pop("_from_model_config", None)
     added = range(max(stored["vocab_size"], len(tokenizer)), config.text_config.vocab_size)

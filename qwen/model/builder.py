@@ -1,13 +1,13 @@
 """Load a Qwen2.5-VL checkpoint: the model, its tokenizer, and the image processor that needs no torchvision."""
 
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from transformers import AutoTokenizer
 
 from vscan.compat import Qwen2VLImageProcessorPil
-from vscan.eval.checkpoint import choose_dtype, read_json
+from vscan.eval.checkpoint import choose_dtype, loading, read_json
+from vscan.eval.weights import load_whole
 
 from .check import check_checkpoint
 from .qwen2_5_vl_custom import Qwen2_5_VLForConditionalGeneration_X
@@ -19,12 +19,8 @@ def load_tokenizer(folder: str | Path):
     Raises:
         ValueError: for a checkpoint without a template, or a tokenizer that is none.
     """
-    try:
+    with loading("a tokenizer", folder):
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # tokenizers reports a broken file by errors of every kind
-        raise ValueError(
-            f"model path {str(folder)!r}: expected a tokenizer that loads, got {type(error).__name__}: {error}"
-        ) from error
     file = Path(folder) / "chat_template.json"  # where processors once had it
     if tokenizer.chat_template is None and file.is_file():
         tokenizer.chat_template = read_json(file).get("chat_template")
@@ -46,25 +42,15 @@ def load_model(
     """Load the model of a checkpoint; `load_pretrained_model` says what the arguments are."""
     config = check_checkpoint(model_path)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    try:
-        model, found = Qwen2_5_VLForConditionalGeneration_X.from_pretrained(
-            model_path,
-            dtype=choose_dtype(dtype, config, device),
-            attn_implementation=attn_implementation,
-            device_map=device_map or {"": str(device)},
-            output_loading_info=True,
-        )
-    except UnpicklingError as error:
-        raise ValueError(
-            f"model path {str(model_path)!r}: expected plain weights, got a pickle that holds other objects"
-        ) from error
-    missing = sorted(found["missing_keys"])
-    if missing:  # transformers would fill them with random numbers
-        raise ValueError(
-            f"model path {str(model_path)!r}: expected all weights of the model, {len(missing)} are missing: "
-            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
-        )
-    return model.eval()
+    return load_whole(
+        Qwen2_5_VLForConditionalGeneration_X,
+        model_path,
+        f"model path {str(model_path)!r}",
+        "quantization_config" in config,
+        dtype=choose_dtype(dtype, config, device),
+        attn_implementation=attn_implementation,
+        device_map=device_map or {"": str(device)},
+    )
 
 
 def load_pretrained_model(
@@ -91,5 +77,6 @@ def load_pretrained_model(
     """
     check_checkpoint(model_path)
     tokenizer = load_tokenizer(model_path)
-    image_processor = Qwen2VLImageProcessorPil.from_pretrained(model_path)
+    with loading("an image processor", model_path):
+        image_processor = Qwen2VLImageProcessorPil.from_pretrained(model_path)
     return tokenizer, load_model(model_path, device_map, device, attn_implementation, dtype), image_processor

@@ -92,7 +92,7 @@ def test_what_is_not_supported_is_named(copy, values, message):
 
 def test_an_unknown_architecture_is_named(copy):
     (copy / "config.json").write_text('{"model_type": "blip"}')
-    with pytest.raises(ValueError, match=r"expected a config with mm_vision_tower .* got model_type 'blip'"):
+    with pytest.raises(ValueError, match=r"expected a config with mm_vision_tower and .* got model_type 'blip'"):
         load_model(copy, device="cpu")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from benchmarks.kills import kill_again_and_again
 from llava.eval.model_vqa_loader import main
@@ -149,10 +150,10 @@ def test_a_broken_image_stops_the_command_with_one_line_and_exit_code_2(checkpoi
 
 @pytest.fixture
 def husk(checkpoint, tmp_path):
-    """A checkpoint whose weights cannot be read: what is said about anything else was found before."""
+    """A checkpoint that lacks all weights: what is said about anything else was found before."""
     folder = tmp_path / "husk"
     shutil.copytree(checkpoint, folder)
-    (folder / "model.safetensors").write_bytes(b"")
+    save_file({}, folder / "model.safetensors")
     return folder
 
 
@@ -256,8 +257,8 @@ def shard(folder, missing):
         (lambda f: (f / "config.json").write_text("[]"), "config.json: expected a JSON object, got []"),
         (
             lambda f: change_config(f, mm_vision_tower=None, model_type="mamba"),
-            "expected a config with mm_vision_tower (original LLaVA) or with vision_config and one of the model types "
-            "llava, llava_next (Hugging Face), got model_type 'mamba'",
+            "expected a config with mm_vision_tower and one of the model types llava, llava_llama (original LLaVA), or "
+            "with vision_config and one of llava, llava_next (Hugging Face), got model_type 'mamba'",
         ),
         (lambda f: (f / "model.safetensors").unlink(), "expected weights (one of model.safetensors, "),
         (
@@ -288,7 +289,7 @@ def pickled(folder, content):
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda f: None,
+        lambda f: (f / "model.safetensors").write_bytes(b""),
         lambda f: (f / "model.safetensors").write_bytes(b"\x10" + bytes(7) + b"{}"),
         lambda f: pickled(f, lambda file: torch.save({"lm_head.weight": Evil()}, file)),
         lambda f: pickled(f, lambda file: file.write_bytes(pickle.dumps(Evil()))),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from playground.tiny import draw
 from qwen.eval.model_vqa_loader import main
@@ -185,10 +186,10 @@ def error_of(monkeypatch, capsys, arguments) -> str:
 
 @pytest.fixture
 def husk(qwen_checkpoint, tmp_path):
-    """A checkpoint whose weights cannot be read: what is said about anything else was found before."""
+    """A checkpoint that lacks all weights: what is said about anything else was found before."""
     folder = tmp_path / "husk"
     shutil.copytree(qwen_checkpoint, folder)
-    (folder / "model.safetensors").write_bytes(b"")
+    save_file({}, folder / "model.safetensors")
     return folder
 
 
@@ -246,7 +247,8 @@ def change_config(folder, **changes):
         (lambda f: (f / "generation_config.json").write_text("["), "generation_config.json: expected JSON, got "),
         (lambda f: (f / "tokenizer.json").write_text("{}"), "expected a tokenizer that loads, got "),
         (lambda f: (f / "model.safetensors").unlink(), "expected weights (one of model.safetensors, "),
-        (lambda f: None, "expected a checkpoint that loads on device cpu, got "),
+        (lambda f: (f / "model.safetensors").write_bytes(b""), "expected the file's content, got an empty file"),
+        (lambda f: None, "expected all weights of the model, "),
     ],
     ids=[
         "no config",
@@ -258,6 +260,7 @@ def change_config(folder, **changes):
         "broken tokenizer",
         "no weights",
         "empty weights",
+        "no weights inside",
     ],
 )
 def test_an_incomplete_checkpoint_is_refused(husk, data, tmp_path, monkeypatch, capsys, damage, message):
@@ -268,8 +271,6 @@ def test_an_incomplete_checkpoint_is_refused(husk, data, tmp_path, monkeypatch, 
 
 
 def test_weights_that_lack_some_are_refused(qwen_checkpoint, tmp_path):
-    from safetensors.torch import load_file, save_file
-
     folder = tmp_path / "lacking"
     shutil.copytree(qwen_checkpoint, folder)
     weights = load_file(folder / "model.safetensors")
@@ -327,9 +328,9 @@ def test_the_command_says_what_is_wrong_in_one_line_without_torch(data, tmp_path
 def test_help_says_the_defaults_that_the_model_will_have(method, qwen_checkpoint, capsys):
     with pytest.raises(SystemExit):
         main(["--help", "--method", method])
-    said = dict(re.findall(r"--([a-z_]+)\b[^\n]*?\s+default: ([^\n]+)", capsys.readouterr().out.split("hyper-")[1]))
+    said = " ".join(capsys.readouterr().out.split("hyper-")[1].split())
     settled = defaults(load_model(qwen_checkpoint, device="cpu"), method)
     assert settled
     for name, value in settled.items():
         shown = "the first with full attention" if name == "local_layer" else str(value)
-        assert said.get(name, said.get(f"no-{name}")) == shown
+        assert re.search(rf"--{name}[ ,].*?; default: (.*?)(?: --|$)", said)[1] == shown

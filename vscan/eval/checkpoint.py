@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,12 +14,51 @@ from ..config import ReductionConfig
 if TYPE_CHECKING:
     import torch
 
-WEIGHTS = (  # in the order in which transformers looks for them
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
+ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+# Where they are there, they must be whole: transformers passes over a generation config that is not, for example.
+SETTINGS = (
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.json",
 )
+POINTER = b"version https://git-lfs.github.com/"  # how a file begins that git alone has fetched
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+SIZES = (  # in a config or its parts: ints of at least 1
+    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size"),
+    *("intermediate_size", "vocab_size", "max_position_embeddings", "max_sequence_length", "mm_hidden_size"),
+    *("image_size", "patch_size", "depth", "num_heads", "out_hidden_size", "spatial_merge_size"),
+    *("temporal_patch_size", "window_size"),
+)
+NULLABLE = ("num_key_value_heads", "head_dim", "max_sequence_length")
+DIVISORS = (  # (a size, what must divide it)
+    ("hidden_size", "num_attention_heads"),
+    ("hidden_size", "num_heads"),
+    ("num_attention_heads", "num_key_value_heads"),
+)
+
+
+def check_pointer(file: Path) -> None:
+    """Raise ValueError for a Git LFS pointer, or nothing, in place of a file's content."""
+    with file.open("rb") as opened:
+        beginning = opened.read(len(POINTER))
+    if beginning == POINTER:
+        raise ValueError(f"{file}: expected the file itself, got a Git LFS pointer to it: fetch it by `git lfs pull`")
+    if not beginning:
+        raise ValueError(f"{file}: expected the file's content, got an empty file")
+
+
+def _not_utf8(data: bytes) -> int | None:
+    """Where bytes stop being the UTF-8 that transformers reads, which has no byte order mark; None if they do not."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        return error.start
+    zero = data.find(b"\0")  # of UTF-16
+    return 0 if data.startswith(codecs.BOM_UTF8) else None if zero < 0 else zero
 
 
 def read_json(file: Path) -> dict:
@@ -26,12 +67,20 @@ def read_json(file: Path) -> dict:
     Raises:
         ValueError: for anything else.
     """
+    check_pointer(file)
+    data = file.read_bytes()
+    wrong = _not_utf8(data)
+    if wrong is not None:
+        line = data.count(b"\n", 0, wrong) + 1
+        raise ValueError(
+            f"{file}, line {line}: expected UTF-8 without a byte order mark, got the byte {data[wrong]:#04x}"
+        )
     try:
-        content = json.loads(file.read_bytes())
-    except ValueError as error:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: expected JSON, got {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{file}: expected a JSON object, got {content!r}")
+        raise ValueError(f"{file}: expected a JSON object, got {str(content)[:60]}")
     return content
 
 
@@ -40,28 +89,68 @@ def check_config(folder: str | Path) -> dict:
 
     Raises:
         FileNotFoundError: if it is missing.
-        ValueError: if it is no JSON object.
+        ValueError: if it is no JSON object, if a value in it is of a wrong kind, or if the folder holds an adapter.
     """
-    file = Path(folder) / "config.json"
+    folder = Path(folder)
+    adapter = next((folder / name for name in ADAPTERS if (folder / name).is_file()), None)
+    if adapter is not None:  # transformers would load the base, from wherever the adapter says, or leave it out
+        base = read_json(adapter).get("base_model_name_or_path") if adapter.suffix == ".json" else None
+        raise ValueError(
+            f"model path {str(folder)!r}: expected a whole checkpoint, got an adapter ({adapter.name}) of the base "
+            f"model {base or 'that it was trained on'}: merge it into its base, and save that in another folder"
+        )
+    file = folder / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"model path {str(folder)!r}: expected a checkpoint folder with config.json")
-    return read_json(file)
+    config = read_json(file)
+    _check_part(config, f"{file}: ")
+    for name in ("text_config", "vision_config"):
+        part = config.get(name)
+        if part is not None and not isinstance(part, dict):
+            raise ValueError(f"{file}: {name}: expected an object, got {part!r}")
+        _check_part(part or {}, f"{file}: {name}.")
+    _check_defaults(config, file)
+    return config
 
 
-def check_weights(folder: str | Path) -> None:
-    """Raise FileNotFoundError if a checkpoint's weights, or some of their shards, are missing."""
-    folder = Path(folder)
-    found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
-    if found is None:
-        raise FileNotFoundError(f"model path {str(folder)!r}: expected weights (one of {', '.join(WEIGHTS)}), got none")
-    if found.suffix == ".json":
-        shards = sorted(set(read_json(found).get("weight_map", {}).values()))
-        missing = [shard for shard in shards if not (folder / shard).is_file()]
-        if missing or not shards:
-            raise FileNotFoundError(
-                f"model path {str(folder)!r}: expected the {len(shards)} shards that {found.name} names, "
-                f"{len(missing)} are missing: {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
-            )
+def _check_part(part: dict, where: str) -> None:
+    """Check the sizes and the dtype in a config or in one of its parts; what is left out has transformers' default."""
+    for name in SIZES:
+        value = part.get(name, 1)
+        if (type(value) is not int or value < 1) and not (value is None and name in NULLABLE):
+            raise ValueError(f"{where}{name}: expected an int of at least 1, got {value!r}")
+    for name, divisor in DIVISORS:
+        whole, by = part.get(name), part.get(divisor)
+        if name == "hidden_size" and part.get("head_dim"):
+            continue
+        if whole and by and whole % by:
+            raise ValueError(f"{where}{divisor}: expected a divisor of {name} {whole}, got {by}")
+    for name in ("dtype", "torch_dtype"):
+        if part.get(name) not in (None, *DTYPES):
+            raise ValueError(f"{where}{name}: expected one of {', '.join(DTYPES)}, got {part[name]!r}")
+
+
+def _check_defaults(config: dict, file: Path) -> None:
+    """Check `reduction`: a checkpoint's own layer to prune before, and its own hyper-parameters by method."""
+    stored = config.get("reduction")
+    if stored is not None and not isinstance(stored, dict):
+        raise ValueError(f"{file}: reduction: expected an object, got {stored!r}")
+    for name, value in (stored or {}).items():
+        num_layers = (config.get("text_config") or config).get("num_hidden_layers", 32)
+        if name == "prune_layer":
+            if type(value) is not int or not 0 <= value < num_layers:
+                raise ValueError(
+                    f"{file}: reduction.prune_layer: expected a decoder layer of 0 to {num_layers - 1}, got {value!r}"
+                )
+        elif value is not None and not isinstance(value, dict):
+            raise ValueError(f"{file}: reduction.{name}: expected an object of hyper-parameters, got {value!r}")
+
+
+def check_settings(folder: str | Path) -> None:
+    """Raise ValueError for a file of settings beside the weights that is no JSON object."""
+    for name in SETTINGS:
+        if (Path(folder) / name).is_file():
+            read_json(Path(folder) / name)
 
 
 def check_layers(reduction: ReductionConfig, config: dict) -> None:
@@ -70,6 +159,13 @@ def check_layers(reduction: ReductionConfig, config: dict) -> None:
     for layer, _ in reduction.layers:
         if layer >= num_layers:
             raise ValueError(f"layers: expected decoder layers 0 to {num_layers - 1}, got {layer}")
+
+
+def stored_dtype(config: dict) -> str:
+    """The dtype that a config says its weights have, for the whole model or for its text model; else float16."""
+    parts = (config, config.get("text_config") or {})
+    found = (part.get(name) for part in parts for name in ("dtype", "torch_dtype"))
+    return next(filter(None, found), "float16")
 
 
 def choose_dtype(dtype: str | torch.dtype, config: dict, device: torch.device) -> torch.dtype:
@@ -87,12 +183,23 @@ def choose_dtype(dtype: str | torch.dtype, config: dict, device: torch.device) -
 
     if isinstance(dtype, torch.dtype):
         return dtype
-    text_config = config.get("text_config", {})
-    stored = config.get("dtype") or config.get("torch_dtype") or text_config.get("torch_dtype") or "float16"
-    chosen = getattr(torch, stored if dtype == "auto" else dtype, None)
+    chosen = getattr(torch, stored_dtype(config) if dtype == "auto" else dtype, None)
     if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
         raise ValueError(f"dtype: expected auto, float32, bfloat16 or float16, got {dtype!r}")
     return torch.float32 if dtype == "auto" and device.type == "cpu" and chosen == torch.float16 else chosen
+
+
+@contextmanager
+def loading(what: str, folder: str | Path) -> Iterator[None]:
+    """Whatever keeps a part of a checkpoint from loading becomes a ValueError that names the folder."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # tokenizers, for example, reports a broken file by errors of every kind
+        raise ValueError(
+            f"model path {str(folder)!r}: expected {what} that loads, got {type(error).__name__}: {error}"
+        ) from error
 
 
 def load_checked(load: Callable[..., tuple], model_path: str, device: str | None, **options) -> tuple:
@@ -101,13 +208,11 @@ def load_checked(load: Callable[..., tuple], model_path: str, device: str | None
     Raises:
         FileNotFoundError, ValueError: for a checkpoint, a device or a kernel that is not there or not whole.
     """
-    from pickle import UnpicklingError
-
-    from safetensors import SafetensorError
-
     try:
         return load(model_path, device=device, **options)
-    except (AssertionError, ImportError, RuntimeError, UnpicklingError, SafetensorError) as error:
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # transformers, tokenizers and torch report what is wrong by errors of every kind
         raise ValueError(
             f"model path {model_path!r}: expected a checkpoint that loads on device {device or 'auto'}, "
             f"got {type(error).__name__}: {error}"

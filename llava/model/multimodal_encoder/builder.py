@@ -1,5 +1,6 @@
 """Find and load the vision tower that a checkpoint names."""
 
+import zipfile
 from pathlib import Path
 
 import torch
@@ -9,12 +10,12 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import CLIPVisionModel
 
-from vscan.compat import build
+from vscan.eval.weights import load_whole, weight_files
 
+from ..check import PREFIX, check_tower, find_local_tower, tower_places
 from .clip_encoder import CLIPVisionTower
 
-# How checkpoints in the original format name the weights of a tower that they hold.
-PREFIX = "model.vision_tower.vision_tower."
+TEXT = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")  # the rest of a whole CLIP
 
 
 def find_vision_tower(name: str, model_path: str | Path) -> Path:
@@ -27,15 +28,13 @@ def find_vision_tower(name: str, model_path: str | Path) -> Path:
     Raises:
         FileNotFoundError: if it is nowhere.
     """
-    folder = Path(model_path)
-    places = [folder / name, folder.parent / name, folder.parent / Path(name).name, Path(name)]
-    for place in places:
-        if (place / "config.json").is_file():
-            return place
+    place = find_local_tower(name, model_path)
+    if place is not None:
+        return place
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.bin"]))
     except (HFValidationError, OSError) as error:
-        tried = ", ".join(map(str, places))
+        tried = ", ".join(map(str, tower_places(name, model_path)))
         raise FileNotFoundError(
             f"mm_vision_tower {name!r}: expected a folder with config.json at one of {tried}, or a model of that name "
             f"on the hub; found neither"
@@ -49,12 +48,12 @@ def read_tower_weights(model_path: str | Path) -> dict[str, Tensor]:
         pickle.UnpicklingError: for a file that holds more than plain weights.
     """
     weights = {}
-    for file in sorted([*Path(model_path).glob("*.safetensors"), *Path(model_path).glob("*.bin")]):
+    for file in weight_files(model_path):
         if file.suffix == ".safetensors":
             with safe_open(file, "pt") as stored:
                 weights |= {name: stored.get_tensor(name) for name in stored.keys() if name.startswith(PREFIX)}  # noqa: SIM118
         else:
-            stored = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            stored = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
             weights |= {name: value for name, value in stored.items() if name.startswith(PREFIX)}
     return {
         name.removeprefix(PREFIX).removeprefix("vision_model."): value
@@ -72,18 +71,18 @@ def build_vision_tower(config, model_path: str | Path, **kwargs) -> CLIPVisionTo
         **kwargs: dtype and attn_implementation for `from_pretrained`.
 
     Raises:
-        FileNotFoundError: if the tower is nowhere.
-        ValueError: for features other than the patches.
+        FileNotFoundError: if the tower, or its weights, are nowhere.
+        ValueError: for features other than the patches, another tower than CLIP, and weights that are not whole.
     """
     feature = getattr(config, "mm_vision_select_feature", "patch")
     if feature != "patch":
         raise ValueError(f"mm_vision_select_feature: expected 'patch', got {feature!r}")
     path = find_vision_tower(config.mm_vision_tower, model_path)
+    check_tower(path)
     weights = read_tower_weights(model_path)
+    where = f"vision tower {str(path)!r}"
     if weights:
-        tower_config = CLIPVisionModel.config_class.from_pretrained(path)
-        tower = build(CLIPVisionModel, tower_config, **kwargs)
-        tower.load_state_dict(weights)
-    else:
-        tower = CLIPVisionModel.from_pretrained(path, **kwargs)
-    return CLIPVisionTower(tower.eval(), config.mm_vision_select_layer)
+        where = f"model path {str(model_path)!r}: vision tower"
+        kwargs |= {"state_dict": weights, "config": CLIPVisionModel.config_class.from_pretrained(path)}
+    tower = load_whole(CLIPVisionModel, None if weights else path, where, others=TEXT, **kwargs)
+    return CLIPVisionTower(tower, config.mm_vision_select_layer)
