@@ -68,7 +68,7 @@ def measure(sweep: Sweep, rows: Sequence[Row], questions: list[dict]) -> list[Po
         if name in sweep.pairs:
             partner = dict(sweep.series[sweep.pairs[name]])[value]
             other = of_cell[partner.name].correct
-            difference, half_width = paired_interval(correct, other, clusters)
+            difference, half_width = paired_interval(correct, other, clusters, kinds)
             paired = 100 * difference, 100 * half_width
             change = correct.astype(float) - other
             by_kind = {kind: 100 * float(change[kinds == kind].mean()) for kind in summary.accuracy}

@@ -32,6 +32,7 @@ def ends(value: float | None, half_width: float | None) -> list[float | None]:
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A table in columns of even width, the first one left, the others right."""
+    header, *lines = ([text.replace("|", r"\|") for text in line] for line in [header, *lines])
     widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return "".join(
