@@ -21,7 +21,7 @@ MODULES = [
     *(f"llava.eval.{name}" for name in ("model_vqa", "model_vqa_loader", "model_vqa_mmbench", "model_vqa_science")),
     *(f"llava.eval.{name}" for name in ("eval_pope", "eval_science_qa", "eval_textvqa")),
     *(f"qwen.eval.{name}" for name in ("model_vqa_loader", "model_vqa_mmbench", "model_vqa_science", "test_refcoco")),
-    *(f"vscan.{name}" for name in ("compare", "plot", "profile", "eval")),
+    *(f"vscan.{name}" for name in ("compare", "plot", "profile", "selfcheck", "eval")),
     *(f"playground.{name}" for name in ("demo", "study", "train", "scenes")),
     "benchmarks.received",
 ]
@@ -71,6 +71,16 @@ def test_every_command_shows_its_help_without_torch():
         assert "--help" in out, command
     for method in ("vscan", "vispruner", "fastervlm", "random"):  # downsample has none
         assert f"hyper-parameters of {method}:" in found[f"llava.eval.model_vqa_loader --help --method {method}"][1]
+
+
+def test_every_command_is_under_the_guard_and_listed_here():
+    folders = ("vscan", "llava", "qwen", "playground", "scripts", "benchmarks")
+    files = [file for folder in folders for file in sorted((ROOT / folder).rglob("*.py"))]
+    mains = {str(file.relative_to(ROOT)): text for file in files if '__main__":\n' in (text := file.read_text())}
+    assert [name for name, text in mains.items() if "run_command(main)" not in text] in ([], ["benchmarks/kills.py"])
+    listed = {name.replace(".", "/") + ".py" for name in MODULES} | set(SCRIPTS)
+    listed |= {"vscan/eval/__main__.py", "playground/scenes/__main__.py", "llava/model/convert.py"}
+    assert {name for name in mains if not name.startswith("benchmarks/")} <= listed
 
 
 ANSWERS = ["--model-path", "m", "--question-file", "q", "--answers-file", "a", "--image-folder", "i"]
