@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import close
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -64,7 +65,7 @@ def test_every_dropped_token_is_averaged_into_the_kept_one_it_is_most_similar_to
     before = tokens.clone()
     merged = merge(tokens, kept)
     assert merged.dtype == torch.float32
-    torch.testing.assert_close(merged.double(), torch.stack([view for view, _ in by_hand]), rtol=1e-5, atol=1e-5)
+    close(merged.double(), torch.stack([view for view, _ in by_hand]), 1e-5)
     assert torch.equal(tokens, before)
 
 

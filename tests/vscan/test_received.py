@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from helpers import close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses import FakeTensorMode
@@ -51,7 +52,7 @@ def test_it_is_the_column_mean_of_every_segments_map(lengths, heads, queries, sc
         patch.setattr(received, "QUERIES", queries)
         found = attention_received(query, key, lengths, scale)
     expected = by_maps(query, key, lengths, scale)
-    torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=1e-5)
+    close(found.double(), expected, 1e-5)
     for part in found.split(lengths):  # every query gives each head's whole attention
         torch.testing.assert_close(part.sum(), torch.tensor(float(heads)))
 
@@ -61,7 +62,7 @@ def test_it_is_fp32_for_states_in_half_precision(dtype):
     query, key = (part.to(dtype) for part in states(2, 300, seed=1))
     found = attention_received(query, key, [100, 200], 0.3)
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), by_maps(query, key, [100, 200], 0.3), atol=1e-6, rtol=1e-5)
+    close(found.double(), by_maps(query, key, [100, 200], 0.3), 1e-5)
 
 
 def test_no_map_is_made():

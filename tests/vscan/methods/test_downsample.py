@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import adaptive_avg_pool2d
@@ -35,7 +36,7 @@ def test_a_rectangle_of_cells_equals_adaptive_average_pooling(grid, num, cells):
     features = random_features(3, grid[0] * grid[1])
     values, _ = Downsample().encode(views_of(features, grid), num)
     expected = adaptive_avg_pool2d(features.transpose(1, 2).unflatten(-1, grid), cells).flatten(2).transpose(1, 2)
-    torch.testing.assert_close(values, expected, rtol=0, atol=1e-6)
+    close(values, expected, 1e-6)
 
 
 def test_slots_of_even_cells_are_their_central_patches():
@@ -52,7 +53,7 @@ def test_cells_that_fill_no_rectangle_are_spread_over_the_rows():
     assert slots.remainder(6).tolist() == [1, 4, 1, 4, 0, 2, 4]
 
 
-@settings(deadline=None, derandomize=True, max_examples=300)
+@settings(deadline=None, derandomize=True, max_examples=120)
 @given(data=st.data(), height=st.integers(1, 30), width=st.integers(1, 30))
 def test_any_number_of_cells_covers_any_grid_and_slots_ascend(data, height, width):
     num = data.draw(st.integers(1, height * width))
@@ -103,7 +104,7 @@ def test_a_batch_equals_its_views_alone():
     values, slots = Downsample().encode(views_of(features, (24, 24)), 127)
     for view in range(5):
         alone = Downsample().encode(views_of(features[view : view + 1], (24, 24)), 127)
-        torch.testing.assert_close(values[view], alone[0][0], rtol=0, atol=1e-6)
+        close(values[view], alone[0][0], 1e-6)
         assert slots[view].equal(alone[1][0])
 
 

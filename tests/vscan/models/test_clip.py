@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import Injected
+from helpers import Injected, close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPVisionConfig, CLIPVisionModel
@@ -60,10 +60,6 @@ class Tower:
         # hidden_states[k] takes k blocks, the row of block k takes the k blocks before it.
         needed = [range(NUM_LAYERS + 1)[feature_layer], *(range(NUM_LAYERS)[layer] for layer in row_layers)]
         assert self.ran == list(range(max(needed)))
-
-
-def close(found, expected):
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
