@@ -12,6 +12,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from .lines import as_lines, beside, check_stats, parse_answer, parse_object, read_record, whole_lines, write_whole
@@ -44,23 +45,28 @@ class Part:
         return cls(beside(Path(file), f"rank{rank}of{num_ranks}"))
 
     def _lock(self) -> None:
-        self._stream = open(self.file, "a+b", buffering=0)  # noqa: SIM115 - it stays open, and locked with it
         patience = time.monotonic() + PATIENCE
         while True:
+            self._stream = open(self.file, "a+b", buffering=0)  # noqa: SIM115 - it stays open, and locked with it
             try:
                 # Unlike flock's, this lock is not inherited by worker processes, which may outlive a killed run. It is
                 # gone when any handle of the file is closed in this process: all reading goes through this one.
                 fcntl.lockf(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
             except (BlockingIOError, PermissionError) as error:
+                self._stream.close()
                 if time.monotonic() > patience:
                     raise ValueError(
                         f"answers file {str(self.file)!r}: expected one that no other process writes to; is the same "
                         f"command still running?"
                     ) from error
                 time.sleep(0.1)
+                continue
             except OSError:
                 return  # a file system without locks
+            # Who had the lock may have put merged rows in the place of the file that was opened here.
+            if self.file.exists() and os.path.samestat(os.fstat(self._stream.fileno()), self.file.stat()):
+                return
+            self._stream.close()
 
     def _take(self) -> None:
         """Look at what is there before it is changed; it is locked."""
@@ -143,17 +149,13 @@ class AnswersFile(Part):
     def __init__(self, file: str | Path, config: dict):
         file = Path(file)
         self.config = config
-        try:
-            self.check(file, config)
+        self.check(file, config)
+        with _named(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             super().__init__(file)
             write_whole(beside(file, "run.json"), json.dumps(config, indent=2).encode() + b"\n")
             self.merge()
             self.skipped_file.unlink(missing_ok=True)
-        except OSError as error:
-            # A long name cannot even be asked for, and is longer than what anyone reads.
-            name = str(file) if len(str(file)) < 300 else f"{str(file)[:80]}..."
-            raise ValueError(f"answers file {name!r}: expected one that can be written, got {_why(error)}") from error
 
     def _take(self) -> None:
         # Another command may have begun the file since it was looked at.
@@ -190,12 +192,13 @@ class AnswersFile(Part):
     def check(cls, file: Path, config: dict) -> None:
         """Raise ValueError if nothing can be written to the file, or it was begun with another configuration, naming
         what differs. Writes nothing."""
-        if file.exists() and not file.is_file():
-            raise ValueError(f"answers file: expected a file, got a folder or a device at {str(file)!r}")
-        for folder in file.parents:
-            if folder.exists() and not folder.is_dir():
-                raise ValueError(f"answers file {str(file)!r}: expected a folder at {str(folder)!r}, got a file")
-        cls._check(file, file.read_bytes() if file.exists() else b"", config)
+        with _named(file):
+            if file.exists() and not file.is_file():
+                raise ValueError(f"answers file: expected a file, got a folder or a device at {str(file)!r}")
+            for folder in file.parents:
+                if folder.exists() and not folder.is_dir():
+                    raise ValueError(f"answers file {str(file)!r}: expected a folder at {str(folder)!r}, got a file")
+            cls._check(file, file.read_bytes() if file.exists() else b"", config)
 
     @staticmethod
     def _check(file: Path, content: bytes, config: dict) -> None:
@@ -269,6 +272,14 @@ def _parts(file: Path) -> list[Path]:
     return sorted(other for other in found if other.name.startswith(file.name))
 
 
-def _why(error: OSError) -> str:
-    place = "" if error.filename is None or len(str(error.filename)) > 300 else f" at {str(error.filename)!r}"
-    return f"{error.strerror!r}{place}"
+@contextmanager
+def _named(file: Path) -> Iterator[None]:
+    """Make a ValueError that names the answers file of what the disk refuses."""
+    try:
+        yield
+    except OSError as error:
+        # A name that is too long for the disk is too long for a reader as well.
+        name, place = (str(path)[:80] + "..." if len(str(path)) > 300 else str(path) for path in (file, error.filename))
+        raise ValueError(
+            f"answers file {name!r}: expected one that can be written, got {error.strerror!r} at {place!r}"
+        ) from error

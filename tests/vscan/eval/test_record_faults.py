@@ -1,6 +1,7 @@
 """What can be wrong with answers and the records beside them: one line names it, and no row is lost."""
 
 import argparse
+import fcntl
 import json
 import os
 import re
@@ -136,6 +137,9 @@ def test_a_name_that_is_too_long_is_cut(tmp_path, length):
     assert str(caught.value).startswith(f"answers file '{str(tmp_path)[:40]}")
     assert "expected one that can be written" in str(caught.value)
     assert len(str(caught.value)) < 900
+    if length == 5000:
+        with pytest.raises(ValueError, match="expected one that can be written, got 'File name too long'"):
+            AnswersFile.check(tmp_path / ("a" * length), {})
 
 
 @pytest.mark.parametrize("function", [read_questions, read_rows, lambda name: check_images([{"image": name}], ".")])
@@ -161,6 +165,24 @@ def test_flags_are_compared_under_the_lock_too(tmp_path, monkeypatch):
         go(file, {"flag": 2})
     assert len(read(file)) == 3
     assert json.loads(Path(f"{file}.run.json").read_text()) == {"flag": 1}
+
+
+def test_rows_that_were_merged_while_the_lock_was_waited_for_are_seen(tmp_path, monkeypatch):
+    """A merge puts another file in the place of the one that a second command has opened."""
+    file, lock = tmp_path / "a.jsonl", fcntl.lockf
+    go(tmp_path / "merged.jsonl", questions=QUESTIONS[:3])
+
+    def late(*args):
+        monkeypatch.setattr(fcntl, "lockf", lock)
+        for end in ("", ".stats.jsonl", ".run.json"):
+            os.replace(tmp_path / f"merged.jsonl{end}", f"{file}{end}")
+        return lock(*args)
+
+    monkeypatch.setattr(fcntl, "lockf", late)
+    with pytest.raises(ValueError, match=r"got 3 rows of another run \(flag: 1, now 2\)"):
+        go(file, {"flag": 2})
+    go(file)
+    assert len(read(file)) == 6
 
 
 def test_a_second_command_waits_for_no_rows_of_other_flags(tmp_path):
