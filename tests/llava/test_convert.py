@@ -27,7 +27,8 @@ from llava.conversation import build_prompt
 from llava.eval.answering import Answering, Preparation
 from llava.mm_utils import expand_image_tokens, tokenizer_image_token
 from llava.model.builder import load_model, load_pretrained_model
-from llava.model.convert import convert, main
+from llava.model.conversion import convert
+from llava.model.convert import main
 from llava.model.multimodal_encoder.builder import PREFIX
 from llava.tokenizer import load_tokenizer
 from playground.tiny import TEXT, build_checkpoint
@@ -379,7 +380,7 @@ def test_an_interrupted_run_leaves_nothing(small, tmp_path, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("llava.model.convert.write_settings", interrupt)
+    monkeypatch.setattr("llava.model.conversion.write_settings", interrupt)
     with pytest.raises(KeyboardInterrupt):
         convert(small, tmp_path / "converted")
     assert os.listdir(tmp_path) == []

@@ -12,7 +12,7 @@ import pytest
 from tiny_qwen import build_checkpoint as build_qwen
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from llava.model.convert import convert
+from llava.model.conversion import convert
 from vscan import decoder, selfcheck, selfcheck_model
 from vscan.compat import LibraryChanged, attention_implementation
 from vscan.eval.guard import run_command

@@ -23,6 +23,7 @@ MODULES = [
     *(f"qwen.eval.{name}" for name in ("model_vqa_loader", "model_vqa_mmbench", "model_vqa_science", "test_refcoco")),
     *(f"vscan.{name}" for name in ("compare", "plot", "profile", "selfcheck", "eval")),
     *(f"playground.{name}" for name in ("demo", "study", "train", "scenes")),
+    "llava.model.convert",
     "benchmarks.received",
 ]
 SCRIPTS = sorted(f"scripts/{file.name}" for file in (ROOT / "scripts").glob("*.py"))
@@ -79,7 +80,7 @@ def test_every_command_is_under_the_guard_and_listed_here():
     mains = {str(file.relative_to(ROOT)): text for file in files if '__main__":\n' in (text := file.read_text())}
     assert [name for name, text in mains.items() if "run_command(main)" not in text] in ([], ["benchmarks/kills.py"])
     listed = {name.replace(".", "/") + ".py" for name in MODULES} | set(SCRIPTS)
-    listed |= {"vscan/eval/__main__.py", "playground/scenes/__main__.py", "llava/model/convert.py"}
+    listed |= {"vscan/eval/__main__.py", "playground/scenes/__main__.py"}
     assert {name for name in mains if not name.startswith("benchmarks/")} <= listed
 
 
@@ -112,6 +113,7 @@ def test_every_wrong_flag_is_one_line_without_torch():
         ("vscan.plot", "a.png", "--model-path", "m", "--windw", "4"): "unrecognized arguments: --windw 4 (hyper-param",
         ("vscan.compare", "--model-path", "m", "--limit", "0"): "--limit: expected an int of at least 1, got '0'",
         ("vscan.eval", "pope", "--answers", "a"): "the following arguments are required: --data",
+        ("llava.model.convert", "source"): "the following arguments are required: DST",
         ("vscan.eval", "pop"): "invalid choice: 'pop' (choose from ",
         ("playground.demo", "--fast"): "unrecognized arguments: --fast",
         ("playground.study", "depth"): "argument name: invalid choice: 'depth'",

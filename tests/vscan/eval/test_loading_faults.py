@@ -13,7 +13,7 @@ from tiny_qwen import build_checkpoint as build_qwen
 
 from llava.model.builder import load_model as load_llava
 from llava.model.check import check_checkpoint as check_llava
-from llava.model.convert import convert
+from llava.model.conversion import convert
 from llava.model.multimodal_encoder.builder import PREFIX
 from playground.tiny import build_checkpoint as build_llava
 from qwen.model.builder import load_model as load_qwen
