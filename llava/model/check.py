@@ -139,8 +139,9 @@ def check_reduction(reduction: ReductionConfig | None, config: dict, folder: str
     """
     if reduction is None:
         return
-    check_layers(reduction, config)
-    check_budget(reduction, config, _tokens_per_image(config, Path(folder)))
+    num_tokens = _tokens_per_image(config, Path(folder))
+    check_budget(reduction, config, num_tokens)
+    check_layers(reduction, config, num_tokens)
 
 
 def check_budget(reduction: ReductionConfig, config: dict, num_tokens: int | None) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import codecs
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..config import ReductionConfig
+from ..config import ReductionConfig, check_arriving
 
 if TYPE_CHECKING:
     import torch
@@ -153,12 +154,21 @@ def check_settings(folder: str | Path) -> None:
             read_json(Path(folder) / name)
 
 
-def check_layers(reduction: ReductionConfig, config: dict) -> None:
-    """Raise ValueError for a layer that the decoder of a checkpoint with this config does not have."""
-    num_layers = (config.get("text_config") or config).get("num_hidden_layers", 32)
+def check_layers(reduction: ReductionConfig, config: dict, num_tokens: int | None = None) -> None:
+    """Check a reduction against the decoder of a checkpoint with this config.
+
+    Args:
+        num_tokens: visual tokens of a view; None where that is not known, or differs.
+
+    Raises:
+        ValueError: for a layer that the decoder does not have, or a count above what arrives there.
+    """
+    text_config = config.get("text_config") or config
+    num_layers = text_config.get("num_hidden_layers", 32)
     for layer, _ in reduction.layers:
         if layer >= num_layers:
             raise ValueError(f"layers: expected decoder layers 0 to {num_layers - 1}, got {layer}")
+    check_arriving(reduction, num_tokens, text_config.get("max_position_embeddings") or sys.maxsize)
 
 
 def stored_dtype(config: dict) -> str:
