@@ -127,7 +127,7 @@ def test_without_an_output_folder_the_table_is_printed(checkpoint, data, whole, 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 16])
+@pytest.mark.parametrize("batch_size", [3, *(pytest.param(size, marks=pytest.mark.slow) for size in (1, 16))])
 def test_batches_change_no_answer_and_encode_an_image_once(checkpoint, data, whole, tmp_path, batch_size):
     loaded = load_checked(str(checkpoint), "cpu")
     tower = loaded[1].model.vision_tower.vision_tower

@@ -1,8 +1,6 @@
 """The profile's table: what is exact in it. Times are never looked at."""
 
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,12 +10,12 @@ import vscan
 from vscan import bench as bench_module
 from vscan.bench import AFTER, BEFORE, MODELS, Bench, build, plan
 from vscan.bench_table import attention_flops, measure, report
+from vscan.eval.arguments import run_command
 from vscan.flops import average_tokens, decoder_flops, kv_cache_bytes
 from vscan.profile import main
 from vscan.timing import peak_bytes, spread, table
 
 TEXT = BEFORE + AFTER
-ROOT = Path(__file__).resolve().parents[2]
 
 
 SHALLOW = {"local_layer": 2}  # the tiny tower has seven layers
@@ -231,8 +229,9 @@ def test_flags_that_do_not_fit_are_said_in_one_line(flags, expected):
     assert expected in str(error.value)
 
 
-def test_the_command_ends_with_one_line_and_code_2():
-    command = [sys.executable, "-m", "vscan.profile", "--model-path", "nowhere"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 2
-    assert done.stderr == "error: model path 'nowhere': expected a checkpoint folder with config.json\n"
+def test_the_command_ends_with_one_line_and_code_2(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["profile", "--model-path", "nowhere"])
+    with pytest.raises(SystemExit) as ended:
+        run_command(main)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: model path 'nowhere': expected a checkpoint folder with config.json\n"

@@ -32,7 +32,7 @@ def compact_by_hand(keep: list[bool], length: int) -> tuple[list[int], list[bool
     return columns, [column in kept for column in columns]
 
 
-@settings(quick, max_examples=300)
+@settings(quick, max_examples=120)
 @given(batch=st.integers(1, 4), width=st.integers(1, 30), seed=st.integers(0, 10**6), data=st.data())
 def test_compacting_keeps_the_order_and_marks_fillers(batch, width, seed, data):
     generator = torch.Generator().manual_seed(seed)
@@ -480,7 +480,7 @@ def check(segment, hidden, lists, dropped, batch):
     assert segment.removed.flatten().tolist() == dropped
 
 
-@settings(quick, max_examples=200)
+@settings(quick, max_examples=100)
 @given(rows=some_prompt(), compact_positions=st.booleans(), from_mask=st.booleans(), seed=st.integers(0, 10**6))
 def test_dropping_twice_leaves_every_row_as_a_plain_list_would(rows, compact_positions, from_mask, seed):
     generator = torch.Generator().manual_seed(seed)
@@ -520,7 +520,7 @@ def test_dropping_twice_leaves_every_row_as_a_plain_list_would(rows, compact_pos
             assert all([token.position for token in tokens] == list(range(len(tokens))) for tokens in lists)
 
 
-@settings(quick, max_examples=200)
+@settings(quick, max_examples=100)
 @given(rows=some_prompt(), seed=st.integers(0, 10**6), data=st.data())
 def test_the_query_is_the_last_token_of_the_prompt_and_sees_all_before_it(rows, seed, data):
     hidden, segment = whole(rows, tokens_per_view=1, masked=any("p" in row for row in rows))

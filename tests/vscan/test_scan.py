@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from vscan.scan import capped_local_scan, global_scan, local_scan, scan, top, window_sides, window_table
 
-quick = settings(deadline=None, derandomize=True, max_examples=300)
+quick = settings(deadline=None, derandomize=True, max_examples=120)
 sides = st.integers(1, 26)
 windows = st.integers(1, 8)
 

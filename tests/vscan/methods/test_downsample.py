@@ -36,7 +36,7 @@ def test_a_rectangle_of_cells_equals_adaptive_average_pooling(grid, num, cells):
     features = random_features(3, grid[0] * grid[1])
     values, _ = Downsample().encode(views_of(features, grid), num)
     expected = adaptive_avg_pool2d(features.transpose(1, 2).unflatten(-1, grid), cells).flatten(2).transpose(1, 2)
-    close(values, expected, 1e-6)
+    close(values, expected, 1e-5)
 
 
 def test_slots_of_even_cells_are_their_central_patches():
@@ -104,7 +104,7 @@ def test_a_batch_equals_its_views_alone():
     values, slots = Downsample().encode(views_of(features, (24, 24)), 127)
     for view in range(5):
         alone = Downsample().encode(views_of(features[view : view + 1], (24, 24)), 127)
-        close(values[view], alone[0][0], 1e-6)
+        close(values[view], alone[0][0], 1e-5)
         assert slots[view].equal(alone[1][0])
 
 
