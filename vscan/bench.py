@@ -16,7 +16,7 @@ from .attention import cls_row
 from .compat import CACHE, causal_mask, clip_blocks, init_empty_weights, rotary_of
 from .config import Budget, ReductionConfig
 from .flops import tokens_per_layer, vscan_schedule
-from .methods import method_class
+from .methods import make_method
 from .methods.base import Views, encode_in_place
 from .models.clip import encode_views, grid_of, run_tower
 from .prompt import VisualPrompt
@@ -92,7 +92,7 @@ def plan(method: str, averages: list[int], fields: dict, num_layers: int, num_to
     Raises:
         ValueError: for an average that cannot be met, or a hyper-parameter that is none.
     """
-    method_class(method)(**fields)  # checks them
+    make_method(method, fields)  # checks them
     rows = [Row("dense", num_tokens, [num_tokens] * num_layers)]
     for average in averages:
         entering, layers = vscan_schedule(average, num_layers) if method == "vscan" else (average, ())

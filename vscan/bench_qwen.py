@@ -15,7 +15,7 @@ from .bench import AFTER, BEFORE, Bench, Row, random_model
 from .compat import BaseModelOutputWithPooling
 from .config import ReductionConfig, count
 from .flops import tokens_per_layer, vscan_shares
-from .methods import method_class
+from .methods import make_method
 from .models.qwen2_5_vl import ReducedTower
 from .models.shell import replace_method
 from .prompt import VisualPrompt
@@ -77,7 +77,7 @@ def plan(method: str, averages: list[float], fields: dict, num_layers: int, imag
     Raises:
         ValueError: for an average that is no share or cannot be met, or a hyper-parameter that is none.
     """
-    method_class(method)(**fields)  # checks them
+    make_method(method, fields)  # checks them
     rows = [Row("dense", 1.0, [sum(images)] * num_layers)]
     for average in averages:
         if isinstance(average, int) or not 0 < average < 1:

@@ -125,7 +125,7 @@ def _small(config):
     if getattr(small, "head_dim", None) is not None:
         small.head_dim = HEAD_DIM
     if getattr(small, "layer_types", None):
-        small.layer_types = small.layer_types[:NUM_LAYERS]
+        small.layer_types = (small.layer_types * NUM_LAYERS)[:NUM_LAYERS]
     rope = getattr(small, "rope_parameters", None) or {}
     if "mrope_section" in rope:
         small.rope_parameters = {**rope, "mrope_section": [1, 1, HEAD_DIM // 2 - 2]}

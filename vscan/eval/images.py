@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from .questions import image_file
@@ -44,6 +43,8 @@ def _of_eight_bits(image: Image.Image) -> Image.Image:
             raise UnfitPicture(f"expected a picture of 8 or 16 bits a channel, {problem}")
     elif not image.mode.startswith("I;16"):
         return image
+    import numpy as np  # help and refusals do without
+
     return Image.fromarray(((np.asarray(image).astype(np.int32) + 128) // 257).astype(np.uint8))
 
 
