@@ -8,6 +8,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
+from helpers import close
 from PIL import Image
 
 from llava.eval.answering import Answering, Preparation
@@ -111,8 +112,8 @@ def test_packed_questions_get_the_logits_of_the_plain_model_one_by_one(tokenizer
                 own = slice(-int(mine.sum()), None)
                 expected.append(output.logits[0, own][packed.targets[row][mine] != IGNORED])
                 halfway.append(output.hidden_states[NAMED_AFTER][0, own][packed.is_name[row][mine]])
-    torch.testing.assert_close(llama.lm_head(states), torch.cat(expected), atol=2e-5, rtol=0)
-    torch.testing.assert_close(named, torch.cat(halfway), atol=2e-5, rtol=0)
+    close(llama.lm_head(states), torch.cat(expected))
+    close(named, torch.cat(halfway))
 
 
 def test_every_name_in_a_question_is_labelled_with_its_thing_where_it_ends(tokenizer):
