@@ -22,7 +22,8 @@ Line = tuple[bool, str]
 SHARE = 1 / 3
 # By dtype: how far logits may be apart, as a share of the largest, and attention weights, as a share of each; and the
 # share of the kept tokens that rounding may flip.
-LIMITS = {torch.float32: (1e-4, 0.0), torch.float16: (1e-2, 0.02), torch.bfloat16: (5e-2, 0.02)}
+FULL = (1e-4, 0.0)
+LIMITS = {torch.float64: FULL, torch.float32: FULL, torch.float16: (1e-2, 0.02), torch.bfloat16: (5e-2, 0.02)}
 
 
 @dataclass
