@@ -8,7 +8,7 @@ import json
 
 import pytest
 import torch
-from helpers import Injected, normalised
+from helpers import Injected, close, normalised
 from safetensors.torch import load_file
 
 import vscan
@@ -80,7 +80,7 @@ def test_a_generation_is_the_recorded_one(folder, cases, inputs, models, name, m
     row = reduction.stats().rows[0]
     assert row.kept == [kept]
     assert len(kept) == case["reported_token_count"]
-    torch.testing.assert_close(seen[0].float(), recorded["inputs_embeds"], atol=2e-5, rtol=1e-5)
-    torch.testing.assert_close(torch.cat(output.logits), recorded["scores"], atol=2e-4, rtol=0)
+    close(seen[0].float(), recorded["inputs_embeds"])
+    close(torch.cat(output.logits), recorded["scores"])
     assert output.sequences[0].tolist() == recorded["generated"].tolist()
     assert {cache_of(output).get_seq_length(layer) for layer in range(8)} == {len(kept) + 32 + 15}

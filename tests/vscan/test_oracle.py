@@ -349,7 +349,7 @@ def cases(draw) -> Case:
     )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(cases())
 def test_any_reduction_of_any_batch_agrees_with_the_oracle(case):
     oracles = case.oracles()
