@@ -7,7 +7,6 @@ The model is tiny. Every start is a process of its own that runs the whole comma
 second command kills while worker processes start, and counts those that are left after five seconds.
 """
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -18,6 +17,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from vscan.eval.guard import Parser, run_command
 
 TOKENS = 24
 NUM_WORKERS = 4  # of a command that is killed while they start
@@ -174,15 +175,15 @@ def kill_again_and_again(folder: Path, kills: int, seed: int = 0) -> dict[str, i
     return {"rows": num_rows, "kills": num_kills, "amid rows": num_amid}
 
 
-def main() -> None:
+def main(argv: list[str]) -> None:
     """Kill as often as the command line says, and print what came of it."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m benchmarks.kills", description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=50, help="while rows are answered")
     parser.add_argument(
         "--while-starting", type=int, default=0, help="kills while worker processes start, in its place"
     )
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         if args.while_starting:
             counts = kill_while_starting(Path(folder), args.while_starting, args.seed)
@@ -199,4 +200,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -150,6 +150,7 @@ def compare(
                 batch_size=batch_size,
                 num_workers=num_workers,
                 together="image",
+                check=answering.check,
             )
         finally:
             if reduction is not None:

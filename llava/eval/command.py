@@ -16,6 +16,7 @@ from vscan.eval.arguments import (
     reduction_config,
 )
 from vscan.eval.checkpoint import model_name
+from vscan.eval.guard import Parser
 from vscan.eval.images import ImageFolder
 from vscan.eval.questions import check_asked, check_folder, check_images, chunk
 from vscan.eval.ranks import Ranks
@@ -26,7 +27,7 @@ from vscan.eval.runner import answer_file, run
 
 def question_parser(command: str, max_new_tokens: int, has_folder: bool = True) -> argparse.ArgumentParser:
     """The flags of a command that answers a question file; dense where they say nothing of a reduction."""
-    parser = argparse.ArgumentParser(prog=f"python -m llava.eval.{command}", add_help=False, allow_abbrev=False)
+    parser = Parser(prog=f"python -m llava.eval.{command}", add_help=False)
     add_question_arguments(parser, has_folder)
     add_generation_arguments(parser, max_new_tokens)
     add_reduction_arguments(parser)

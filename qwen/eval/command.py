@@ -14,6 +14,7 @@ from vscan.eval.arguments import (
     parse,
 )
 from vscan.eval.checkpoint import check_layers, model_name
+from vscan.eval.guard import Parser
 from vscan.eval.questions import check_asked, chunk
 from vscan.eval.ranks import Ranks
 from vscan.eval.records import Part
@@ -27,7 +28,7 @@ FindImage = Callable[[dict], str | io.BytesIO | None]
 
 def question_parser(command: str, max_new_tokens: int, has_folder: bool = True) -> argparse.ArgumentParser:
     """The flags of a command that answers a question file; dense where they say nothing of a reduction."""
-    parser = argparse.ArgumentParser(prog=f"python -m qwen.eval.{command}", add_help=False, allow_abbrev=False)
+    parser = Parser(prog=f"python -m qwen.eval.{command}", add_help=False)
     add_question_arguments(parser, has_folder)
     add_generation_arguments(parser, max_new_tokens)
     add_reduction_arguments(parser, layers="[]", ratios="[]", ratio=1.0)

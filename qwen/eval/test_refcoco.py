@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vscan.eval.arguments import add, add_generation_arguments, run_command
 from vscan.eval.checkpoint import model_name
+from vscan.eval.guard import Parser
 from vscan.eval.images import ImageFolder
 from vscan.eval.questions import check_folder, check_images
 from vscan.eval.ranks import Ranks
@@ -26,7 +27,7 @@ from .command import Command
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags; budgets default to the published ones, [14], [0.67] and 0.6."""
-    parser = argparse.ArgumentParser(prog="python -m qwen.eval.test_refcoco", add_help=False, allow_abbrev=False)
+    parser = Parser(prog="python -m qwen.eval.test_refcoco", add_help=False)
     add(parser, "--data-root", required=True, help="folder with the splits' files, such as refcoco_val.json")
     add(parser, "--image-root", required=True, help="folder that their images are relative to")
     add(parser, "--datasets", nargs="+", default=list(SPLITS), choices=SPLITS, metavar="SPLIT", help="default: all")

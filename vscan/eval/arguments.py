@@ -97,7 +97,13 @@ def add_generation_arguments(parser: argparse.ArgumentParser, max_new_tokens: in
         default=2,
         help="processes that prepare images; 0: none",
     )
-    add(parser, "--on-error", default="stop", choices=["stop", "skip"], help="what to do about an image that is broken")
+    add(
+        parser,
+        "--on-error",
+        default="stop",
+        choices=["stop", "skip"],
+        help="what to do about a question that cannot be answered",
+    )
     add(parser, "--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     add(parser, "--device", default=None, help="cuda, cuda:1, cpu; default: a GPU where there is one")
     add(parser, "--attn-implementation", default=None, choices=["sdpa", "eager", "flash_attention_2"])

@@ -5,8 +5,6 @@ import os
 import sys
 from pathlib import Path
 
-import shortuuid
-
 from .benchmark import check_utf8
 from .questions import LETTER_SUFFIX
 
@@ -119,6 +117,8 @@ def rounds(entry: dict, all_rounds: bool = False, single_pred_prompt: bool = Fal
 
 def mmbench_row(question: dict, text: str, model_id: str) -> dict:
     """A row of the answers file: exactly the published keys, in their order."""
+    import shortuuid  # help and refusals do without
+
     return {
         "question_id": question["question_id"],
         "round_id": question["round_id"],

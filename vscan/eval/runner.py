@@ -11,9 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import shortuuid
-from tqdm import tqdm
-
 from .preparing import Broken, Prepared, prepared
 from .ranks import Ranks
 from .records import AnswersFile, Part
@@ -93,6 +90,8 @@ def run(
     """
     keys = todo if together is None else [questions[row].get(together) for row in todo]
     batches = cut(todo, batch_size, keys)
+    from tqdm import tqdm  # help and refusals do without
+
     runner = _Runner(questions, answers, model_id, answer, skip, row or answer_row)
     try:
         with tqdm(total=len(todo), unit="row", disable=not show_progress) as progress:
@@ -185,6 +184,8 @@ def _is_of_the_machine(error: Exception) -> bool:
 
 def answer_row(question: dict, text: str, model_id: str) -> dict:
     """A row of an answers file: exactly the published keys, in their order."""
+    import shortuuid  # help and refusals do without
+
     return {
         "question_id": question["question_id"],
         "prompt": question["text"],
