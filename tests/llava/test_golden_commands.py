@@ -10,12 +10,12 @@ from llava.eval.model_vqa_loader import main
 RUNS = [
     "llava/l4_32_t96",
     "llava/l36_96_32_t192",
-    "llava/l4_16_t64",
+    pytest.param("llava/l4_16_t64", marks=pytest.mark.slow),  # the flags of the first, other numbers
     "llava/vision_only_t96",
     "llava/dense_none",
     "llava/dense_empty",
     "llava/l4_32_t96_chunk3_0",
-    "llava/l4_32_t96_chunk3_1",
+    pytest.param("llava/l4_32_t96_chunk3_1", marks=pytest.mark.slow),  # between the ends, which the others are
     "llava/l4_32_t96_chunk3_2",
     "vp/t128_r050",
     "vp/t64_r075",
