@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vscan.config import prune_layer_of
 from vscan.eval.arguments import Parser, run_command
-from vscan.eval.gold import read_json
+from vscan.eval.checkpoint import check_config
 from vscan.flops import layer_schedule
 from vscan.methods import METHODS
 
@@ -37,9 +37,7 @@ def decoder_of(family: str, model: Path, layer: str) -> tuple[int, int]:
         ValueError: for a layer that the decoder does not have or that is its first, and for a config that is none.
     """
     file = model / "config.json"
-    config = read_json(file) if file.is_file() else {"num_hidden_layers": NUM_LAYERS[family]}
-    if not isinstance(config, dict):
-        raise ValueError(f"{file}: expected a JSON object, got {type(config).__name__}")
+    config = check_config(model) if file.is_file() else {"num_hidden_layers": NUM_LAYERS[family]}
     num_layers = (config.get("text_config") or config).get("num_hidden_layers", 32)  # as `prune_layer_of` has it
     chosen = layer or str(prune_layer_of(config))
     if chosen not in map(str, range(1, num_layers)):

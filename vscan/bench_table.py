@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from . import bench_qwen
 from .bench import MODELS, TIMES, Bench, Row, build, plan
 from .compat import attention_implementation
+from .eval.checkpoint import load_checked
 from .flops import decoder_flops, kv_cache_bytes
 from .timing import clock_of, peak_bytes, spread, table
 
@@ -143,7 +144,8 @@ def prepare(args: Namespace, fields: dict) -> tuple[Bench, list[Row], int]:
     if args.model_path:
         from llava.model.builder import load_model
 
-        model = load_model(args.model_path, None, str(device), args.attn_implementation, args.dtype)
+        options = {"attn_implementation": args.attn_implementation, "dtype": args.dtype}
+        model = load_checked(load_model, args.model_path, str(device), **options)
         bench = Bench(model, 5 if getattr(model.config, "image_grid_pinpoints", None) else 1, args.batch_size)
         num_layers = bench.config.num_hidden_layers
         return bench, plan(args.method, args.average, fields, num_layers, bench.num_tokens), num_layers

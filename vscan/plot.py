@@ -16,6 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .config import ReductionConfig, prune_layer_of
 from .eval.arguments import Parser, add, add_reduction_arguments, parse, reduction_config, run_command
+from .eval.checkpoint import load_checked
+from .eval.images import read_image
 
 QUESTION, CONV_MODE, MAX_NEW_TOKENS = "What is shown in this picture?", "vicuna_v1", 64
 COLOURS = ((255, 176, 0), (40, 160, 255))  # orange and blue: every kind of colour vision tells them apart
@@ -219,14 +221,17 @@ def main(argv: list[str]) -> None:
         raise ValueError(f"--output: expected a .png file in a folder that exists, got {str(output)!r}")
 
     # llava imports vscan; only what runs a command may import it the other way.
-    from llava.mm_utils import load_image
+    from llava.model.check import check_checkpoint, check_reduction
+
+    read_image(args.image)  # a broken picture is reported before the model is looked at
+    stored = check_checkpoint(args.model_path)
+    if config is None:
+        config = ReductionConfig(args.method, 96, {prune_layer_of(stored): 32}, args.positions, hyper_parameters)
+    check_reduction(config, stored, args.model_path)
+
     from llava.model.builder import load_pretrained_model
 
-    load_image(args.image)  # a broken picture is reported before the model is loaded
-    loaded = load_pretrained_model(args.model_path, device=args.device, dtype=args.dtype)
-    if config is None:
-        layer = prune_layer_of(loaded[1].config.to_dict())
-        config = ReductionConfig(args.method, 96, {layer: 32}, args.positions, hyper_parameters)
+    loaded = load_checked(load_pretrained_model, args.model_path, args.device, dtype=args.dtype)
     draw(loaded, config, args.image, args.question).save(output)
     print(output)
 

@@ -34,6 +34,10 @@ def check(args: Namespace) -> None:
         raise ValueError("expected either --model-path, or --model together with --random-weights")
     if args.model_path and args.layers:
         raise ValueError(f"--layers: expected none beside --model-path, got {args.layers}")
+    if args.model_path:
+        from llava.model.check import check_model  # what its files say, before torch is imported
+
+        check_model(args.model_path)
     if args.model in QWEN:
         return
     for flag in ("image_size", "vision_layers"):
