@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers import to_hugging_face
+from safetensors.torch import load_file, save_file
 
 import vscan
 from llava.eval.answering import Answering, Preparation, load_checked
@@ -38,12 +39,13 @@ def loaded(tmp_path_factory):
         build_checkpoint(folder / name)
         config = folder / name / "config.json"
         config.write_text(json.dumps(json.loads(config.read_text()) | more))
+        if more:
+            weights = load_file(folder / name / "model.safetensors")
+            weights["model.image_newline"] = torch.linspace(-1, 1, json.loads(config.read_text())["hidden_size"])
+            save_file(weights, folder / name / "model.safetensors", {"format": "pt"})
         tokenizer, model, processor = models[name] = load_checked(str(folder / name), "cpu")
         model.generation_config.max_length = None
         other = load_checked(str(folder / name), "cpu")[1]
-        if more:  # the checkpoint holds none, and what is loaded in its place is whatever the memory held
-            for each in (model, other):
-                each.model.image_newline.data = torch.linspace(-1, 1, each.config.hidden_size)
         image_token = other.config.vocab_size
         other.resize_token_embeddings(image_token + 1, mean_resizing=False)
         other.lm_head.weight.data[image_token] = 0
