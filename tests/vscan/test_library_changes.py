@@ -459,7 +459,7 @@ TABLE = [
     ("rotary_emb ignores position_ids", rotary_ignores_positions, SELF_TEST, SELF_TEST),
     ("rotary_emb takes its axes in another order", rotary_swaps_axes, RIGHT, RIGHT),
     ("mm_encoder_outputs is renamed", encoded_keyword_renamed, SIGNATURES, SIGNATURES),
-    ("the head loses encoded pictures", encoded_pictures_lost, STEP, STEP),
+    ("the head loses encoded pictures", encoded_pictures_lost, SHELL, SHELL),
     ("the language model's forward is replaced", language_model_replaced, SHELL, SHELL),
     ("the cache keyword is renamed once more (kv)", cache_keyword_renamed, SIGNATURES, SIGNATURES),
     ("get_seq_length gives a tensor", length_is_a_tensor, RIGHT, RIGHT),
