@@ -9,7 +9,7 @@ without a cache, so that a cache that is not used, or positions that are not fol
 3. the mask of a layer has the length of what the cache holds for that layer;
 4. the row by which the decoder ranks is the stock layer's own weights under eager attention.
 
-It runs once a process for a class and the functions that it is made of, in some 30 ms; VSCAN_SELFTEST=0 leaves it out.
+It runs once a process for a class and the functions that it is made of, in about 40 ms; VSCAN_SELFTEST=0 leaves it out.
 `vscan.selftest_tower` does the same for a CLIP tower.
 """
 
