@@ -133,6 +133,12 @@ class ReducedCache:
 
     def reset(self):
         super().reset()
+        length, is_exact = held(self, 0)
+        if is_exact and length:  # before 5.24 a dynamic cache that was reset keeps its columns, as zeros
+            raise ValueError(
+                "expected a static cache to reset, got a dynamic one, whose columns this transformers keeps: "
+                "make a new one"
+            )
         release(self)
 
     def crop(self, *args, **kwargs):

@@ -53,6 +53,13 @@ def test_a_cache_is_refused_after_its_reduction(case, stages):
         pytest.raises(ValueError, match="cache of this reduction's own"),
     ):
         step(model, inputs, cache)
+    plain = DynamicCache()
+    plain.update(torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1), 0)
+    plain.reset()
+    if plain.get_seq_length():
+        with pytest.raises(ValueError, match="expected a static cache to reset, got a dynamic one, whose columns"):
+            cache.reset()
+        return
     cache.reset()
     assert type(cache) is DynamicCache
     with torch.no_grad():
