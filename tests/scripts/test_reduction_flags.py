@@ -90,13 +90,22 @@ def test_a_layer_of_ones_own_is_in_the_path(project, tmp_path):
 def test_a_config_that_is_wrong_is_named(model):
     checkpoint = model(num_hidden_layers=8, reduction={"prune_layer": 9})
     with pytest.raises(
-        ValueError, match=r"config.json: reduction.prune_layer: expected a decoder layer of 1 to 7, got"
+        ValueError, match=r"config.json: reduction.prune_layer: expected a decoder layer of 0 to 7, got"
     ):
         flags("llava1_5", "vscan", "11.1", checkpoint)
     assert flags("llava1_5", "random", "11.1", checkpoint) == ["--method", "random", "--visual_token_num", "64"]
-    (checkpoint / "config.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"config.json: expected a JSON object, got list"):
-        flags("llava1_5", "vscan", "11.1", checkpoint)
+    first = model(num_hidden_layers=8, reduction={"prune_layer": 0})
+    with pytest.raises(
+        ValueError, match=r"config.json: reduction.prune_layer: expected a decoder layer of 1 to 7, got"
+    ):
+        flags("llava1_5", "vscan", "11.1", first)
+    for content, got in (
+        ("[]", r"expected a JSON object, got \[\]"),
+        ('{"num_hidden_layers": "eight"}', "got 'eight'"),
+    ):
+        (checkpoint / "config.json").write_text(content)
+        with pytest.raises(ValueError, match=got):
+            flags("llava1_5", "vscan", "11.1", checkpoint)
 
 
 def test_the_flags_are_found_without_torch():
