@@ -318,12 +318,14 @@ def check(model: nn.Module) -> None:
         LibraryChanged: naming what does not fit.
     """
     # These run the decoder loop and the tower, which take their names from here.
-    from .selftest import check_text_model, stock_class
+    from .classes import original_of
+    from .decoder import Decoder
+    from .selftest import check_text_model
     from .selftest_tower import check_clip_tower, clip_tower_of
     from .signatures import check_signatures
 
     text_model, tower = text_model_of(model), clip_tower_of(model)
-    stock = stock_class(type(text_model))
+    stock = original_of(type(text_model), Decoder)
     check_signatures(model.base_model, text_model, stock)
     check_text_model(text_model, stock)
     if tower is not None:

@@ -26,11 +26,11 @@ from transformers import DynamicCache, cache_utils, masking_utils
 
 from .attention import prompt_rows
 from .cache import Force
+from .classes import mixed
 from .compat import CACHE, LibraryChanged, attention_implementation, build, causal_mask, is_mrope, rotary_of
 from .decoder import Decoder
 from .guards import generation
 from .methods.base import Method
-from .models.shell import reduced_class
 from .prompt import Segment, VisualPrompt
 
 NUM_LAYERS, HEADS, HEAD_DIM, LENGTH = 2, 4, 8, 9
@@ -40,12 +40,6 @@ KEPT = ((3, 6), (5,))  # visual columns of each item that are not dropped
 TOLERANCE = 1e-4  # of values of about 1; float32 gives some 1e-6
 
 _passed: set = set()
-
-
-def stock_class(cls: type) -> type:
-    """The class whose forward `Decoder` stands in for: the one behind it in the order of resolution, or `cls`."""
-    order = cls.__mro__
-    return order[order.index(Decoder) + 1] if Decoder in order else cls
 
 
 def check_text_model(text_model: nn.Module, stock: type) -> None:
@@ -127,8 +121,10 @@ def _small(config):
     if getattr(small, "layer_types", None):
         small.layer_types = (small.layer_types * NUM_LAYERS)[:NUM_LAYERS]
     rope = getattr(small, "rope_parameters", None) or {}
-    if "mrope_section" in rope:
-        small.rope_parameters = {**rope, "mrope_section": [1, 1, HEAD_DIM // 2 - 2]}
+    lists = {name: value for name, value in rope.items() if name.endswith("_factor") and isinstance(value, list)}
+    factors = {name: value[: HEAD_DIM // 2] for name, value in lists.items()}
+    sections = {"mrope_section": [1, 1, HEAD_DIM // 2 - 2]} if "mrope_section" in rope else {}
+    small.rope_parameters = {**rope, **factors, **sections}
     if hasattr(small, "quantization_config"):
         del small.quantization_config
     return small
@@ -141,8 +137,8 @@ class _Trial:
         random = torch.Generator().manual_seed(0)
         self.model = copy_of(stock, _small(text_model.config), implementation, random)
         self.ours = copy.copy(self.model)
-        self.ours.__class__ = reduced_class(stock, Decoder)
-        self.embeds = torch.randn((2, LENGTH + 1, HEADS * HEAD_DIM), generator=random)
+        self.ours.__class__ = mixed(stock, Decoder)
+        self.embeds = torch.randn((2, LENGTH + 1, HEADS * HEAD_DIM), generator=random, dtype=torch.float32)
         self.mask = torch.ones(2, LENGTH + 1, dtype=torch.long)
         self.mask[1, :PADDING] = 0
         self.positions = (self.mask.cumsum(1) - 1).clamp(min=0)

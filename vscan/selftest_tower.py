@@ -39,7 +39,7 @@ def _try(cls: type, config) -> None:
     small.image_size, small.patch_size, small.num_channels = PATCH * SIDE, PATCH, 3
     random = torch.Generator().manual_seed(0)
     model = copy_of(cls, small, "eager", random)
-    pixels = torch.randn((2, 3, PATCH * SIDE, PATCH * SIDE), generator=random)
+    pixels = torch.randn((2, 3, PATCH * SIDE, PATCH * SIDE), generator=random, dtype=torch.float32)
     output = model(pixels, output_hidden_states=True, output_attentions=True)
     features, rows = _run_tower(model, pixels, -2, (0, -1))
     same("the features of a CLIP tower", output.hidden_states[-2], features)

@@ -2,17 +2,15 @@
 
 import base64
 import json
-import re
 import shutil
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from run_helpers import error_of, flags, read, with_context, write
 
 from llava.eval import model_vqa, model_vqa_loader, model_vqa_mmbench, model_vqa_science
 from playground.tiny import draw
-from vscan.eval.arguments import run_command
 
 CONTEXT = 700  # tokens, of which 576 are a picture's
 LONG = "one two three " * 5000
@@ -21,43 +19,13 @@ LONG = "one two three " * 5000
 @pytest.fixture(scope="module")
 def short(checkpoint):
     """A checkpoint with a short context."""
-    folder = checkpoint.parent / "short"
-    shutil.copytree(checkpoint, folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": CONTEXT}))
-    return folder
+    return with_context(checkpoint, checkpoint.parent / "short", CONTEXT)
 
 
 @pytest.fixture
 def data(tmp_path):
     draw(tmp_path / "0.png", seed=0)
     return tmp_path
-
-
-def write(file, rows):
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def read(file):
-    return [json.loads(line) for line in Path(file).read_text().splitlines()]
-
-
-def flags(folder, questions, *more, images=True):
-    given = {"--model-path": folder, "--question-file": questions, "--answers-file": questions.parent / "a.jsonl"}
-    given |= {"--temperature": 0, "--max_new_tokens": 2, "--num-workers": 0, "--device": "cpu"}
-    given |= {"--image-folder": questions.parent} if images else {}
-    return [str(part) for pair in given.items() for part in pair] + list(more)
-
-
-def error_of(main, argv, monkeypatch, capsys) -> str:
-    monkeypatch.setattr(sys, "argv", ["command", *argv])
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as caught:
-        run_command(main)
-    assert caught.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if not re.search("row/s|s/row|Loading weights|^$", line)]
-    assert len(lines) == 1
-    return lines[0]
 
 
 TEXTS = {

@@ -2,16 +2,14 @@
 
 import base64
 import json
-import re
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
+from run_helpers import error_of, flags, read, with_context, write
 
 from playground.tiny import draw
 from qwen.eval import model_vqa_loader, model_vqa_mmbench, model_vqa_science, test_refcoco
-from vscan.eval.arguments import run_command
 
 CONTEXT = 400  # tokens, of which a picture of the least size has some 270
 TEXTS = {
@@ -26,43 +24,13 @@ TEXTS = {
 @pytest.fixture(scope="module")
 def short(qwen_checkpoint, tmp_path_factory):
     """A checkpoint with a short context."""
-    folder = tmp_path_factory.mktemp("models") / "short"
-    shutil.copytree(qwen_checkpoint, folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": CONTEXT}))
-    return folder
+    return with_context(qwen_checkpoint, tmp_path_factory.mktemp("models") / "short", CONTEXT)
 
 
 @pytest.fixture
 def data(tmp_path):
     draw(tmp_path / "0.png", seed=0)
     return tmp_path
-
-
-def write(file, rows):
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def read(file):
-    return [json.loads(line) for line in Path(file).read_text().splitlines()]
-
-
-def flags(folder, questions, *more, images=True):
-    given = {"--model-path": folder, "--question-file": questions, "--answers-file": questions.parent / "a.jsonl"}
-    given |= {"--temperature": 0, "--max_new_tokens": 2, "--num-workers": 0, "--device": "cpu"}
-    given |= {"--image-folder": questions.parent} if images else {}
-    return [str(part) for pair in given.items() for part in pair] + list(more)
-
-
-def error_of(main, argv, monkeypatch, capsys) -> str:
-    monkeypatch.setattr(sys, "argv", ["command", *argv])
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as caught:
-        run_command(main)
-    assert caught.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if not re.search("row/s|s/row|Loading weights|^$", line)]
-    assert len(lines) == 1
-    return lines[0]
 
 
 def check_skipped(file, texts=TEXTS):

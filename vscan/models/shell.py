@@ -5,12 +5,13 @@ import functools
 import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import lru_cache, reduce
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
 
 from ..cache import state_of
+from ..classes import mixed
 from ..compat import (
     CACHE_IMPLEMENTATIONS,
     ENCODED,
@@ -28,13 +29,6 @@ from ..prompt import VisualPrompt
 from .encoded import EncodedImages, Modality
 
 
-@lru_cache(maxsize=8)
-def reduced_class(original: type, mixin: type) -> type:
-    """`original` with `mixin` mixed in; it keeps its name, by which transformers knows what it can record."""
-    names = {"__module__": original.__module__, "__qualname__": original.__qualname__, "__doc__": mixin.__doc__}
-    return type(original.__name__, (mixin, original), names)
-
-
 def swap_class(undo: ExitStack, module: nn.Module, mixin: type, reduction) -> None:
     """Mix a reduced forward into one module, without copying a weight, and put a reduction in force there.
 
@@ -49,7 +43,7 @@ def swap_class(undo: ExitStack, module: nn.Module, mixin: type, reduction) -> No
     original = type(module)
     if not issubclass(original, mixin):
         undo.callback(setattr, module, "__class__", original)
-        module.__class__ = reduced_class(original, mixin)
+        module.__class__ = mixed(original, mixin)
     undo.callback(delattr, module, "reduction")
     module.reduction = reduction
     unbind = rebind_forward(module)
@@ -112,7 +106,8 @@ def hand_over(undo: ExitStack, base: nn.Module, modalities: list[Modality]) -> N
         given = {}
         for part in modalities:
             images = encoded(kwargs, part.name)
-            if images is None and kwargs.get(part.pixels) is not None:
+            pixels = kwargs.get(part.pixels)
+            if images is None and pixels is not None and len(pixels):
                 encode = getattr(base, f"get_{part.name}_features")
                 wanted = inspect.signature(encode).parameters.keys() & kwargs.keys()
                 images = encode(**{name: kwargs[name] for name in wanted})

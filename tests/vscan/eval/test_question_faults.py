@@ -1,44 +1,16 @@
 """What can go wrong with a question while a run goes on, and how runs end."""
 
 import ctypes
-import json
 import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from run_helpers import go, read, reply
 
 from vscan.eval.ranks import Ranks
-from vscan.eval.records import AnswersFile
-from vscan.eval.runner import Answer, Stopped, run
-
-QUESTIONS = [{"question_id": row // 2, "text": f"{row}?"} for row in range(6)]
-
-
-def read(file):
-    return [json.loads(line) for line in Path(file).read_text().splitlines()]
-
-
-def prepare(question):
-    return question["text"]
-
-
-def reply(items):
-    return [Answer(f"to {text}", {"visual_tokens": 0, "stages": [[0, 0]]}) for text in items]
-
-
-def go(file, config=None, questions=QUESTIONS, **options):
-    """One start of a command."""
-    answers = AnswersFile(file, {"flag": 1} if config is None else config)
-    try:
-        options = {"prepare": prepare, "answer": reply, "show_progress": False, **options}
-        run(questions, answers.todo(questions), answers, "m", **options)
-        answers.merge()
-    finally:
-        answers.close()
-
+from vscan.eval.runner import Stopped
 
 # ------------------------------------------------------------------------------------------ an error is of its question
 

@@ -10,38 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from run_helpers import QUESTIONS, go, prepare, read, reply
 
 from vscan.eval import run_record
 from vscan.eval.benchmark import read_rows
 from vscan.eval.cells import Cell, evaluate
 from vscan.eval.questions import check_images, read_questions
 from vscan.eval.records import AnswersFile, Part
-from vscan.eval.runner import Answer, run
-
-QUESTIONS = [{"question_id": row // 2, "text": f"{row}?"} for row in range(6)]
-
-
-def read(file):
-    return [json.loads(line) for line in Path(file).read_text().splitlines()]
-
-
-def prepare(question):
-    return question["text"]
-
-
-def reply(items):
-    return [Answer(f"to {text}", {"visual_tokens": 0, "stages": [[0, 0]]}) for text in items]
-
-
-def go(file, config=None, questions=QUESTIONS, **options):
-    """One start of a command."""
-    answers = AnswersFile(file, {"flag": 1} if config is None else config)
-    try:
-        options = {"prepare": prepare, "answer": reply, "show_progress": False, **options}
-        run(questions, answers.todo(questions), answers, "m", **options)
-        answers.merge()
-    finally:
-        answers.close()
+from vscan.eval.runner import run
 
 
 @pytest.fixture
