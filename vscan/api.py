@@ -93,7 +93,7 @@ class Reduction:
         undo, self._undo = self._undo, None
         if undo is not None:
             undo()
-            self.force.active = False
+            self.force.ended = "whose reduction was removed"
 
     def _last(self) -> PromptState:
         if self.last is None:

@@ -6,22 +6,23 @@ from such a cache. Used otherwise it would be answered wrongly without a word, a
 
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 from transformers import Cache
 
+from .classes import mixed, original_of
 from .compat import held
 from .prompt import Segment
 
 
 @dataclass(frozen=True)
 class Cached:
-    """What a cache held after a prompt: columns in every layer, bytes of all keys and values, and their dtype."""
+    """What a cache held after a prompt: columns in every layer, bytes of all keys and values, and their dtype; None
+    where it keeps them in another form."""
 
     lengths: list[int]
-    num_bytes: int
+    num_bytes: int | None
     dtype: torch.dtype | None
 
 
@@ -93,12 +94,24 @@ class PromptState:
 
 @dataclass(eq=False)
 class Force:
-    """Whether a reduction is in force; shared by the reduction and all that it leaves behind, also by their copies."""
+    """Whether a reduction is in force; shared by the reduction and all that it leaves behind, also by their copies.
 
-    active: bool = True
+    Args:
+        ended: why it is not, of the prompt that a cache holds; None while it is.
+    """
+
+    ended: str | None = None
 
     def __deepcopy__(self, memo) -> "Force":
         return self
+
+    def check(self) -> None:
+        """Raise ValueError where it is not in force any more."""
+        if self.ended:
+            raise ValueError(
+                f"expected a cache that can be gone on from, got one that holds a prompt with reduced visual tokens, "
+                f"{self.ended}: run the prompt again"
+            )
 
 
 class ReducedCache:
@@ -107,16 +120,13 @@ class ReducedCache:
     Modifications:
     - `update` is an error once the reduction is not in force any more;
     - rows that are reordered, selected or repeated take what is known of the prompt with them;
-    - `reset` makes it the cache that it was; `crop` may take what was decoded, and no part of the prompt;
+    - `reset` makes it the cache that it was; `crop` may take what was decoded, and no part of the prompt; where either
+      is an error the cache is of no more use, and says so;
     - a copy is a cache of its own; it cannot be pickled.
     """
 
     def update(self, *args, **kwargs):
-        if not self.force.active:
-            raise ValueError(
-                "expected a cache of the dense model, got one that holds a prompt with reduced visual tokens, whose "
-                "reduction was removed: decode before that, or run the prompt again"
-            )
+        self.force.check()
         return super().update(*args, **kwargs)
 
     def reorder_cache(self, beam_idx: Tensor):
@@ -135,6 +145,7 @@ class ReducedCache:
         super().reset()
         length, is_exact = held(self, 0)
         if is_exact and length:  # before 5.24 a dynamic cache that was reset keeps its columns, as zeros
+            self.force = Force("which was reset")
             raise ValueError(
                 "expected a static cache to reset, got a dynamic one, whose columns this transformers keeps: "
                 "make a new one"
@@ -143,8 +154,10 @@ class ReducedCache:
 
     def crop(self, *args, **kwargs):
         super().crop(*args, **kwargs)
-        left = [held(self, start)[0] - segment.length for start, segment in self.visual_prompt_state.by_start.items()]
+        lengths = {start: segment.length for start, segment in self.visual_prompt_state.by_start.items()}
+        left = [int(self.get_seq_length(start)) - length for start, length in lengths.items()]
         if min(left) < 0 or len(set(left)) > 1:
+            self.force = Force("which was cropped")
             raise ValueError(
                 "expected to crop nothing but what was decoded after a reduced prompt, the same in every layer, got "
                 f"{', '.join(map(str, left))} columns more than the prompt in the layers where it gets shorter"
@@ -164,16 +177,10 @@ class ReducedCache:
         raise ValueError("expected a cache of the dense model to pickle, got one that holds a reduced prompt")
 
 
-@lru_cache(maxsize=8)
-def _class_of(original: type) -> type:
-    names = {"__module__": original.__module__, "__qualname__": original.__qualname__, "__doc__": ReducedCache.__doc__}
-    return type(original.__name__, (ReducedCache, original), names)
-
-
 def hold(cache: Cache, state: PromptState, force: Force) -> None:
     """Hang what is known of a prompt on the cache that is about to hold it."""
     if not isinstance(cache, ReducedCache):
-        cache.__class__ = _class_of(type(cache))
+        cache.__class__ = mixed(type(cache), ReducedCache)
     cache.visual_prompt_state, cache.force = state, force
 
 
@@ -181,7 +188,7 @@ def release(cache: Cache) -> None:
     """Make a cache that was emptied what it was."""
     if isinstance(cache, ReducedCache):
         del cache.visual_prompt_state, cache.force
-        cache.__class__ = type(cache).__mro__[2]
+        cache.__class__ = original_of(type(cache), ReducedCache)
 
 
 def state_of(cache: Cache | None, num_new: int) -> PromptState | None:

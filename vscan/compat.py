@@ -12,11 +12,12 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
-import transformers
 from torch import Tensor, nn
 from transformers import masking_utils
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from .errors import LibraryChanged
 
 _PLACES = {
     "BaseModelOutputWithPooling": "transformers.modeling_outputs",
@@ -34,24 +35,6 @@ _PLACES = {
     "merge_with_config_defaults": "transformers.utils.generic",
     "unpad_image": "transformers.models.llava_next.modeling_llava_next",
 }
-
-
-class LibraryChanged(RuntimeError):
-    """A library does not do what the code relies on, and what was tested.
-
-    Args:
-        expected, got: the two sides of what does not fit; both stand in the message, and so does the version.
-    """
-
-    def __init__(self, expected: str, got: str):
-        super().__init__(expected, got)
-
-    def __str__(self) -> str:
-        expected, got = self.args
-        return (
-            f"expected {expected}, got {got}: transformers {transformers.__version__} does not do what this version "
-            "of vscan was tested with, and its answers would be wrong"
-        )
 
 
 def __getattr__(name: str) -> Any:
@@ -98,16 +81,16 @@ def held(cache: Cache, layer_idx: int) -> tuple[int, bool]:
     return (0, True) if keys is None else (keys.shape[-2], False)
 
 
-def cached_bytes(cache: Cache) -> int:
-    """What a cache's keys and values take, in bytes; of a static cache what is allocated."""
-    parts = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
-    return sum(part.nbytes for part in parts if isinstance(part, Tensor))
-
-
-def cache_dtype(cache: Cache) -> torch.dtype | None:
-    """The dtype of a cache's keys; None where there are none."""
-    keys = getattr(cache.layers[0], "keys", None) if cache.layers else None
-    return keys.dtype if isinstance(keys, Tensor) else None
+def cache_size(cache: Cache) -> tuple[int | None, torch.dtype | None]:
+    """Bytes of a cache's keys and values, of a static cache those allocated, and their dtype; None where a layer keeps
+    some of its columns in another form, such as quantized."""
+    parts = []
+    for index, layer in enumerate(cache.layers):
+        states = (getattr(layer, "keys", None), getattr(layer, "values", None))
+        if not all(isinstance(part, Tensor) and part.shape[-2] >= held(cache, index)[0] for part in states):
+            return None, None
+        parts += states
+    return sum(part.nbytes for part in parts), parts[0].dtype if parts else None
 
 
 # ------------------------------------------------------------------------------------------------------- the decoder

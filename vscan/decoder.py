@@ -58,6 +58,7 @@ class Decoder:
         force = self.reduction.force
         if visual_prompt is not None or state_of(cache, new.shape[1]) is not None:
             if isinstance(cache, ReducedCache) and cache.force is not force:
+                cache.force.check()
                 raise ValueError("expected a cache of this reduction's own, got one that another reduction has filled")
             return self.forward_x(visual_prompt=visual_prompt, **kwargs)
         begins = check_dense(cache, new.shape[1], force)

@@ -1,8 +1,8 @@
-"""What is checked of every prompt and every decoded token under a reduction, on the host alone: no device is read.
+"""What is checked of every prompt and every decoded token under a reduction.
 
-The cache that goes out is the one that came in; after a prompt the first and the last layer of every segment hold what
-they were given; a decoded token grows the cache by one and finds the prompt's state on it; pictures that were encoded
-reach the decoder.
+The cache that goes out is the one that came in; after a prompt every layer holds what it was given; a decoded token
+grows the cache by one and finds the prompt's state on it; pictures that were encoded reach the decoder, and are finite.
+All of it is asked of the host; only whether features are finite is read from the device, once a prompt.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from .cache import Cached, Force, PromptState
-from .compat import LibraryChanged, cache_dtype, cache_of, cached_bytes, held, take_cache
+from .compat import LibraryChanged, cache_of, cache_size, held, take_cache
 from .prompt import VisualPrompt
 
 
@@ -80,10 +80,10 @@ def check_dense(cache: Cache | None, num_new: int, force: Force) -> bool:
 
 
 def check_prefill(cache: Cache, state: PromptState, num_layers: int) -> Cached:
-    """Check that a cache holds a prompt as the layers were given it: the first and the last layer of every segment.
+    """Check that every layer's cache holds the prompt as that layer was given it.
 
     Returns:
-        What the cache holds, for statistics.
+        What the cache holds, for statistics; of a static cache, which counts on the device, columns as given.
 
     Raises:
         LibraryChanged: naming the layer.
@@ -91,12 +91,12 @@ def check_prefill(cache: Cache, state: PromptState, num_layers: int) -> Cached:
     lengths, starts = [], state.by_start
     for start, end in pairwise([*starts, num_layers]):
         expected = starts[start].length
-        lengths += [expected] * (end - start)
-        for layer in {start, end - 1}:
+        for layer in range(start, end):
             got, exact = held(cache, layer)
             if got != expected if exact else got < expected:
                 raise LibraryChanged(f"{expected} columns in the cache of layer {layer} after the prompt", str(got))
-    return Cached(lengths, cached_bytes(cache), cache_dtype(cache))
+            lengths.append(got if exact else expected)
+    return Cached(lengths, *cache_size(cache))
 
 
 def check_step(cache: Cache, before: int, num_new: int) -> None:
@@ -107,7 +107,7 @@ def check_step(cache: Cache, before: int, num_new: int) -> None:
 
 
 def check_finite(finite: Tensor | None, dtype: torch.dtype) -> None:
-    """Check that visual features hold numbers; it is the one read of the device here, where a prompt is described.
+    """Check that visual features hold numbers; reads the device, where a prompt is described.
 
     Args:
         finite: bool [], whether all are finite; None where that is not known.
@@ -139,8 +139,9 @@ def check_handed_out(module: nn.Module, prompt: VisualPrompt, kwargs: dict, outp
             f"the reduced decoder of {shell} was not entered: something replaced the forward of its language model, "
             "and nothing would be reduced in it"
         )
-    given = take_cache(dict(kwargs))
-    if given is not None and given is not prompt.cache:
+    given, filled = take_cache(dict(kwargs)), prompt.cache
+    prompt.cache = None  # statistics keep the prompt, and would keep all keys and values alive
+    if given is not None and given is not filled:
         raise LibraryChanged(f"{shell} to hand its cache to the decoder", "another cache, or none, in the decoder")
-    if cache_of(output) is not prompt.cache:
+    if cache_of(output) is not filled:
         raise LibraryChanged(f"the decoder's cache in what {shell} returns", "another cache, or none")

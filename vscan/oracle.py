@@ -56,10 +56,6 @@ def recorded(model) -> Iterator[list[Record]]:
     """Record the prompts with pictures that run under a reduction; one without a picture leaves nothing."""
     text_model, records = text_model_of(model), []
 
-    def before(module, args, kwargs):
-        if kwargs.get("visual_prompt") is not None:
-            records.append(kwargs)
-
     def after(module, args, kwargs, output):
         if kwargs.get("visual_prompt") is None:
             return
@@ -71,19 +67,22 @@ def recorded(model) -> Iterator[list[Record]]:
         if positions is None:
             positions = torch.arange(length, device=embeds.device).unsqueeze(0)
         reduction = module.reduction
-        records[-1] = Record(
-            embeds,
-            valid,
-            positions[-3:] if positions.ndim == 3 else positions,
-            reduction.last,
-            reduction.compact_positions,
-            reduction.rank_with_rotary,
+        records.append(
+            Record(
+                embeds,
+                valid,
+                positions[-3:] if positions.ndim == 3 else positions,
+                reduction.last,
+                reduction.compact_positions,
+                reduction.rank_with_rotary,
+            )
         )
 
-    with ExitStack() as undo:
-        undo.callback(text_model.register_forward_pre_hook(before, with_kwargs=True).remove)
-        undo.callback(text_model.register_forward_hook(after, with_kwargs=True).remove)
+    hook = text_model.register_forward_hook(after, with_kwargs=True)
+    try:
         yield records
+    finally:
+        hook.remove()
 
 
 @torch.no_grad()

@@ -35,7 +35,7 @@ class VisualPrompt:
         num_valid: columns per row that are no padding.
         kept: bool [B, L], the placeholders that hold a token after the vision encoder; None where all do.
         entered: set by the decoder loop; the shell fails loudly where it stays unset.
-        cache: set by the decoder loop, what it filled; the shell fails loudly where it hands out another.
+        cache: what the decoder loop filled, until the shell hands it out; it fails loudly where that is another.
     """
 
     visual: Tensor

@@ -12,7 +12,7 @@ from torch import nn
 
 from . import __version__
 from .api import apply_config
-from .compat import attention_implementation, cache_of, cached_bytes, check, held, text_model_of
+from .compat import attention_implementation, cache_of, cache_size, check, held, text_model_of
 from .config import ReductionConfig
 from .models.shell import replace_method
 from .oracle import masked_logits, recorded
@@ -177,7 +177,7 @@ def cache(it: Subject) -> Iterator[Line]:
     wrong = sum({left} != {*found} for left, *found in zip(expected, got, stats.cache_lengths, strict=True))
     what = f"cache: {got[0]} columns in the first and {got[-1]} in the last layer, of {length} dense"
     yield within(wrong, 0, f"{what}; {wrong} layers differ from the stages")
-    num_bytes, dense_bytes = cached_bytes(ours), cached_bytes(dense)
+    (num_bytes, _), (dense_bytes, _) = cache_size(ours), cache_size(dense)
     due = dense_bytes * sum(expected) // (length * num_layers)
     wrong = abs(num_bytes - due) + abs(num_bytes - stats.cache_bytes)
     what = f"cache: {num_bytes / dense_bytes:.1%} of the dense bytes; {wrong} bytes differ from the columns' share"

@@ -105,7 +105,7 @@ def copy_of(cls: type, config, implementation: str, random: torch.Generator) -> 
     model = build(cls, config, dtype=torch.float32, attn_implementation=implementation).eval()
     for parameter in model.parameters():
         centre = 0.0 if parameter.ndim > 1 else float(parameter.mean())
-        parameter.copy_(centre + 0.3 * torch.randn(parameter.shape, generator=random))
+        parameter.copy_(centre + 0.3 * torch.randn(parameter.shape, generator=random, dtype=torch.float32))
     return model
 
 
@@ -181,7 +181,7 @@ class _Trial:
     def mask_of_a_layer(self) -> None:
         cache, num_new = DynamicCache(), 2
         for layer, length in enumerate((5, 3)):
-            states = torch.zeros(2, HEADS, length, HEAD_DIM)
+            states = torch.zeros(2, HEADS, length, HEAD_DIM, dtype=torch.float32)
             cache.update(states, states, layer)
             valid = torch.ones(2, length + num_new, dtype=torch.bool)
             valid[1, :PADDING] = False

@@ -42,14 +42,15 @@ class Stats:
         rows: one entry a prompt.
         cache_lengths: columns that each decoder layer's cache held after the prompt, padding included; zeros where
             there was no cache.
-        cache_bytes: what its keys and values took, for one row; of a static cache what was allocated.
-        cache_dtype: theirs, such as "bfloat16"; "None" where there was no cache.
+        cache_bytes: what its keys and values took, for one row; of a static cache what was allocated; None where the
+            cache keeps them in another form, such as quantized.
+        cache_dtype: theirs, such as "bfloat16"; "None" without a cache, or where it keeps another form.
     """
 
     method: str
     rows: list[RowStats]
     cache_lengths: list[int]
-    cache_bytes: int
+    cache_bytes: int | None
     cache_dtype: str
 
     def to_dict(self) -> dict:
@@ -71,7 +72,10 @@ class Stats:
             if not runs or runs[-1][1] != length:
                 runs.append((layer, length))
         cache = ", ".join(f"{length} from layer {layer}" for layer, length in runs)
-        lines.append(f"  cache length {cache} ({self.cache_bytes / 2**20:.2f} MiB a row), {self.cache_dtype}")
+        size = "in a form whose size cannot be told)"
+        if self.cache_bytes is not None:
+            size = f"{self.cache_bytes / 2**20:.2f} MiB a row), {self.cache_dtype}"
+        lines.append(f"  cache length {cache} ({size}")
         return "\n".join(lines)
 
 
@@ -108,6 +112,6 @@ def collect(reduction, state: PromptState) -> Stats:
         method=reduction.config.method,
         rows=rows,
         cache_lengths=cached.lengths,
-        cache_bytes=cached.num_bytes // len(rows),
+        cache_bytes=None if cached.num_bytes is None else cached.num_bytes // len(rows),
         cache_dtype=str(cached.dtype).removeprefix("torch."),
     )

@@ -1,9 +1,11 @@
 """What outlives its reduction, or is made a copy of: it works, or is refused in one sentence."""
 
 import copy
+import gc
 import io
 import pickle
 import threading
+import weakref
 
 import pytest
 import torch
@@ -50,7 +52,7 @@ def test_a_cache_is_refused_after_its_reduction(case, stages):
         step(model, inputs, cache)
     with (
         vscan.reduce(model, **STAGES[stages], **fields),
-        pytest.raises(ValueError, match="cache of this reduction's own"),
+        pytest.raises(ValueError, match="whose reduction was removed"),
     ):
         step(model, inputs, cache)
     plain = DynamicCache()
@@ -59,11 +61,24 @@ def test_a_cache_is_refused_after_its_reduction(case, stages):
     if plain.get_seq_length():
         with pytest.raises(ValueError, match="expected a static cache to reset, got a dynamic one, whose columns"):
             cache.reset()
+        with pytest.raises(ValueError, match="got one that holds a prompt with reduced visual tokens, which was reset"):
+            step(model, inputs, cache)
         return
     cache.reset()
     assert type(cache) is DynamicCache
     with torch.no_grad():
         assert torch.equal(model(**inputs, **{CACHE: cache}).logits, model(**inputs).logits)
+
+
+def test_a_cache_of_another_model_s_reduction_is_refused():
+    (model, other), (ids, mask) = (tiny_llava(side=8) for _ in range(2)), prompt([[1, "image", 5]] * 2, 64)
+    inputs = {"input_ids": ids, "attention_mask": mask, "pixel_values": pictures(model, 2)}
+    with vscan.reduce(model, **STAGES["both"], **LLAVA), vscan.reduce(other, **STAGES["both"], **LLAVA):
+        cache = filled(other, inputs)
+        with pytest.raises(
+            ValueError, match="cache of this reduction's own, got one that another reduction has filled"
+        ):
+            step(model, inputs, cache)
 
 
 @every_stage
@@ -154,6 +169,59 @@ def test_a_crop_takes_what_was_decoded_and_no_part_of_the_prompt(case):
         cache.crop(-1)
         with pytest.raises(ValueError, match="expected to crop nothing but what was decoded after a reduced prompt"):
             cache.crop(-1)
+        for _ in range(2):
+            with pytest.raises(ValueError, match="got one that holds a prompt with reduced visual tokens, which was"):
+                step(model, inputs, cache)
+
+
+def test_a_static_cache_is_cropped_likewise(case):
+    model, inputs, fields = case
+    cache = StaticCache(config=model.config.text_config, max_cache_len=150)
+    if not hasattr(cache.layers[0], "crop"):
+        pytest.skip("this transformers crops no static cache")
+    with vscan.reduce(model, **STAGES["both"], **fields), torch.no_grad():
+        model(**inputs, **{CACHE: cache})
+        step(model, inputs, cache)
+        cache.crop(-1)
+        with pytest.raises(ValueError, match="expected to crop nothing but what was decoded after a reduced prompt"):
+            cache.crop(-1)
+
+
+def test_statistics_keep_no_cache_alive(case):
+    model, inputs, fields = case
+    gc.disable()
+    try:
+        with vscan.reduce(model, **STAGES["both"], **fields) as reduction:
+            cache = weakref.ref(filled(model, inputs))
+            assert cache() is None
+            assert reduction.stats().cache_bytes > 0
+    finally:
+        gc.enable()
+
+
+def test_bytes_of_a_quantized_cache_are_not_made_up(case):
+    model, inputs, fields = case
+
+    class Packed(DynamicCache):
+        """Keeps what it got in another form, and the last column as it is."""
+
+        def get_seq_length(self, layer_idx: int = 0) -> int:
+            return self.num_columns.get(layer_idx, 0)
+
+        def update(self, keys, values, layer_idx, *args, **kwargs):
+            found = super().update(keys, values, layer_idx, *args, **kwargs)
+            self.num_columns[layer_idx], layer = self.get_seq_length(layer_idx) + keys.shape[-2], self.layers[layer_idx]
+            layer.keys, layer.values = layer.keys[..., -1:, :], layer.values[..., -1:, :]
+            return found
+
+    cache = Packed()
+    cache.num_columns = {}
+    with vscan.reduce(model, **STAGES["both"], **fields) as reduction, torch.no_grad():
+        model(**inputs, **{CACHE: cache})
+    stats = reduction.stats()
+    assert stats.cache_lengths == list(cache.num_columns.values())
+    assert (stats.cache_bytes, stats.cache_dtype) == (None, "None")
+    assert "(in a form whose size cannot be told)" in str(stats)
 
 
 def test_a_reduced_model_is_not_copied_or_pickled(case):

@@ -5,8 +5,8 @@ import ast
 import math
 
 from ..config import POSITIONS, ReductionConfig, parse_list
+from ..fields import READABLE, REQUIRED, Field
 from ..methods import METHODS, method_fields
-from ..methods.fields import READABLE, REQUIRED, Field
 from .guard import Parser, run_command
 
 __all__ = ["Parser", "run_command"]  # what every command needs, beside the flags below

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from .fields import REQUIRED, Field, fields_of
+from ..fields import REQUIRED, Field, fields_of
 
 METHODS: dict = {
     "vscan": "vscan.methods.vscan:VScan",

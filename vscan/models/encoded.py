@@ -32,20 +32,17 @@ class EncodedImages(BaseModelOutputWithPooling):
 
     def select(self, indices: Sequence[int]) -> "EncodedImages":
         """Some of these images, in another order or several times."""
-        lists = {name: getattr(self, name) for name in ("pooler_output", "kept", "num_views", "num_kept")}
+        lists = {name: getattr(self, name) for name in ("kept", "num_views", "num_kept")}
         chosen = {name: None if found is None else [found[i] for i in indices] for name, found in lists.items()}
-        return EncodedImages(**chosen, finite=self.finite)
+        return EncodedImages(pooler_output=[self.encoded[i] for i in indices], **chosen, finite=self.finite)
 
     def expanded(self) -> "EncodedImages":
         """The same images as `pooler_output` has them now, with all that belongs to each."""
         place = {id(features): number for number, features in enumerate(self.encoded)}
         try:
-            indices = [place[id(features)] for features in self.pooler_output]
+            return self.select([place[id(features)] for features in self.pooler_output])
         except KeyError as error:
             raise LibraryChanged("the pictures that were encoded, in any order", "others") from error
-        now, self.pooler_output = self.pooler_output, self.encoded
-        chosen, self.pooler_output = self.select(indices), now
-        return chosen
 
     def size(self, dim: int) -> int:
         """How many there are: asked of what stands in for pixels before transformers 5.18."""

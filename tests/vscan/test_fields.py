@@ -10,8 +10,8 @@ import pytest
 import vscan
 from vscan.api import Reduction
 from vscan.config import ReductionConfig, check_budget, check_layers
+from vscan.fields import RESERVED, Field, fields_of
 from vscan.methods import METHODS, make_method, method_class, method_fields
-from vscan.methods.fields import RESERVED, Field, fields_of
 
 
 def described(fields) -> list[tuple]:
