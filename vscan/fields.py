@@ -1,6 +1,7 @@
 """A method's hyper-parameters, read from the source of its file: `--help` and wrong values need no torch.
 
-An annotation is one of int, float, bool, str, these "or None", tuple[int, ...] and the like, and Literal[...].
+An annotation is one of int, float, bool, str, these "or None", tuple[int, ...] and the like, Literal[...], and
+Annotated[int, (1, None)]: a number in a range that includes its ends, None where it is open.
 """
 
 import ast
@@ -20,7 +21,7 @@ RESERVED = (
     *("processor", "text", "capture", "capture_bytes", "version", "help"),
 )
 # What a command line can give.
-READABLE = "int, float, bool, str, one of these or None, tuple[int, ...] or Literal[...]"
+READABLE = "int, float, bool, str, one of these or None, tuple[int, ...], Literal[...] or Annotated[int, (1, None)]"
 NOUNS = {"int": ("an int", "ints"), "float": ("a number", "numbers")}
 NOUNS |= {"bool": ("True or False", "True or False"), "str": ("a string", "strings")}
 
@@ -120,6 +121,14 @@ def _choices(kind: ast.expr) -> list | None:
     return list(ast.literal_eval(kind.slice if isinstance(kind.slice, ast.Tuple) else ast.Tuple([kind.slice])))
 
 
+def _range(kind: ast.expr) -> tuple[ast.expr, Any, Any] | None:
+    """(int, 1, None) of Annotated[int, (1, None)]."""
+    if not (isinstance(kind, ast.Subscript) and _name(kind.value) == "Annotated"):
+        return None
+    number, ends = kind.slice.elts
+    return number, *ast.literal_eval(ends)
+
+
 def _element(kind: ast.expr) -> ast.expr | None:
     """What a tuple holds: int of tuple[int, ...]."""
     if not (isinstance(kind, ast.Subscript) and _name(kind.value).lower() == "tuple"):
@@ -139,6 +148,10 @@ def _words(kind: ast.expr) -> str:
             words.append(("one of " if len(choices) > 1 else "") + ", ".join(map(repr, choices)))
         elif is_none:
             words.append("None")
+        elif (span := _range(option)) is not None:
+            number, low, high = span
+            ends = f" of at least {low}" if high is None else f" in [{low}, {high}]"
+            words.append(NOUNS[_name(number)][0] + ends)
         elif (element := _element(option)) is not None:
             words.append(f"a tuple of {NOUNS[_name(element)][1]}")
         else:
@@ -157,6 +170,11 @@ def _fit(kind: ast.expr, value: Any) -> Any:
         elif isinstance(option, ast.Constant):
             if value is None:
                 return None
+        elif (span := _range(option)) is not None:
+            number, low, high = span
+            plain = _plain(_name(number), value)
+            if plain is not None and plain >= low and (high is None or plain <= high):
+                return plain
         elif element is not None:
             if isinstance(value, list | tuple):
                 return tuple(_fit(element, each) for each in value)

@@ -12,10 +12,13 @@ from vscan.api import Reduction
 from vscan.config import ReductionConfig, check_budget, check_layers
 from vscan.fields import RESERVED, Field, fields_of
 from vscan.methods import METHODS, make_method, method_class, method_fields
+from vscan.methods.base import Method
 
 
 def described(fields) -> list[tuple]:
-    return [(each.name, each.annotation, each.default, each.help, each.expected) for each in fields]
+    return [
+        (each.name, each.annotation.removeprefix("typing."), each.default, each.help, each.expected) for each in fields
+    ]
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -87,6 +90,9 @@ def test_the_keywords_of_reduce_are_reserved():
         ("tuple[float, ...]", (), ()),
         ("Literal['a', 'b']", "b", "b"),
         ("Literal['a', 'b'] | None", None, None),
+        ("Annotated[int, (1, None)]", np.int64(1), 1),
+        ("Annotated[float, (0, 1)]", 1, 1.0),
+        ("Annotated[int, (0, 5)] | None", None, None),
         ("dict", {1: 2}, {1: 2}),  # no flag, and the method's own affair
     ],
 )
@@ -116,6 +122,10 @@ def test_a_value_becomes_a_plain_one_of_its_annotation(annotation, value, expect
         ("tuple[int, ...]", (5, "x"), "window: expected a tuple of ints, got (5, 'x')"),
         ("Literal['a', 'b']", "c", "window: expected one of 'a', 'b', got 'c'"),
         ("Literal[1]", True, "window: expected 1, got True"),
+        ("Annotated[int, (1, None)]", 0, "window: expected an int of at least 1, got 0"),
+        ("Annotated[int, (1, 3)]", 4, "window: expected an int in [1, 3], got 4"),
+        ("typing.Annotated[float, (0, 1)]", float("nan"), "window: expected a number in [0, 1], got nan"),
+        ("Annotated[float, (0, 1)] | None", -0.1, "window: expected a number in [0, 1] or None, got -0.1"),
     ],
 )
 def test_another_value_is_refused_in_words(annotation, value, message):
@@ -126,14 +136,14 @@ def test_another_value_is_refused_in_words(annotation, value, message):
 @pytest.mark.parametrize(
     ("method", "fields", "message"),
     [
-        ("vscan", {"window": "6"}, "window: expected an int, got '6'"),
-        ("vscan", {"window": 6.5}, "window: expected an int, got 6.5"),
+        ("vscan", {"window": "6"}, "window: expected an int of at least 1, got '6'"),
+        ("vscan", {"window": 0}, "window: expected an int of at least 1, got 0"),
         ("vscan", {"local_layer": 1.5}, "local_layer: expected an int, got 1.5"),
         ("vscan", {"merge": "no"}, "merge: expected True or False, got 'no'"),
-        ("vscan", {"global_share": "half"}, "global_share: expected a number, got 'half'"),
+        ("vscan", {"global_share": "half"}, "global_share: expected a number in [0, 1], got 'half'"),
         ("vispruner", {"attention_layer": -2.0}, "attention_layer: expected an int, got -2.0"),
-        ("fastervlm", {"important_ratio": None}, "important_ratio: expected a number, got None"),
-        ("random", {"seed": True}, "seed: expected an int, got True"),
+        ("fastervlm", {"important_ratio": None}, "important_ratio: expected a number in [0, 1], got None"),
+        ("random", {"seed": True}, "seed: expected an int in [0, 9223372036854775807], got True"),
         ("vscan", {"windows": 6}, "method 'vscan': expected hyper-parameters among ['capped', "),
         ("downsample", {"window": 6}, "method 'downsample': expected hyper-parameters among [], got ['window']"),
     ],
@@ -153,7 +163,7 @@ def test_numbers_of_numpy_are_hyper_parameters():
 
 def test_a_hyper_parameter_without_a_default_is_asked_for(monkeypatch):
     @dataclass(frozen=True)
-    class Needy:
+    class Needy(Method):
         share: float
 
     monkeypatch.setitem(METHODS, "needy", Needy)

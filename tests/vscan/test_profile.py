@@ -218,7 +218,6 @@ def test_the_command_prints_one_table_of_a_checkpoint(checkpoint, capsys):
         (["--average", "63"], "average: expected an even count"),
         (["--average", "384"], "--average: expected fewer than the 576 tokens of a view to enter the decoder, got 384"),
         (["--device", "toaster"], "--device: expected a device of this machine, got 'toaster'"),
-        (["--global_share", "3"], "global_share: expected a share in [0, 1], got 3.0"),
     ],
 )
 def test_flags_that_do_not_fit_are_said_in_one_line(flags, expected):

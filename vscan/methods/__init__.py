@@ -53,4 +53,4 @@ def make_method(name: str, values: Mapping[str, Any]) -> Any:
     missing = [key for key, field in fields.items() if field.default is REQUIRED and key not in values]
     if missing:
         raise ValueError(f"method {name!r}: expected a value of {missing[0]}, got none")
-    return method_class(name)(**{key: fields[key].check(value) for key, value in values.items()})
+    return method_class(name)(**values)

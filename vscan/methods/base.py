@@ -7,6 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..fields import fields_of
+
 
 @dataclass(frozen=True)
 class Views:
@@ -33,13 +35,19 @@ class Views:
 class Method:
     """A way to reduce visual tokens: a frozen dataclass whose fields are its hyper-parameters.
 
-    The fields become keywords of `vscan.reduce` and flags of the command line. Selection must run on the tensors' own
+    The fields become keywords of `vscan.reduce` and flags of the command line; their annotations, such as `int | None`
+    or `Annotated[float, (0, 1)]`, are checked (`vscan.fields`). Selection must run on the tensors' own
     device without reading them back, and must depend on one view alone, so that a batch equals its rows run alone.
     """
 
     # The one resolution (height, width) to which the method's authors fixed any-resolution checkpoints in the original
     # format, without unpadding and newlines; None leaves the checkpoint's way.
     anyres_resolution: ClassVar[tuple[int, int] | None] = None
+
+    def __post_init__(self):
+        """Raise ValueError for a hyper-parameter of another kind or range than its annotation; numpy's become plain."""
+        for field in fields_of(type(self)):
+            object.__setattr__(self, field.name, field.check(getattr(self, field.name)))
 
     @property
     def cls_layers(self) -> tuple[int, ...]:

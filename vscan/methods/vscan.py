@@ -1,6 +1,7 @@
 """VScan (arXiv 2505.22654): global and local scans with merging, then middle-layer pruning."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -27,16 +28,10 @@ class VScan(Method):
 
     local_layer: int = 5
     global_layer: int = -2
-    window: int = 6
-    global_share: float = 0.5
+    window: Annotated[int, (1, None)] = 6
+    global_share: Annotated[float, (0, 1)] = 0.5
     merge: bool = True
     capped: bool = False
-
-    def __post_init__(self):
-        if not 0 <= self.global_share <= 1:
-            raise ValueError(f"global_share: expected a share in [0, 1], got {self.global_share}")
-        if self.window < 1:
-            raise ValueError(f"window: expected a side of at least 1 token, got {self.window}")
 
     @property
     def cls_layers(self) -> tuple[int, ...]:

@@ -201,7 +201,7 @@ def test_no_gradient_graph_is_recorded_by_the_selection():
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.1, float("nan")])
 def test_a_ratio_outside_0_to_1_is_refused(ratio):
-    with pytest.raises(ValueError, match=r"important_ratio: expected a share in \[0, 1\], got"):
+    with pytest.raises(ValueError, match=r"important_ratio: expected a number in \[0, 1\], got"):
         VisPruner(ratio)
 
 
