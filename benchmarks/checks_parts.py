@@ -14,18 +14,20 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model import llava_arch
 from llava.model.builder import load_model
 from llava.model.language_model import llava_llama
-from vscan import bench, decoder, guards
+from vscan import decoder
 from vscan.cache import Cached
+from vscan.checks import guards
+from vscan.checks.selftest_tower import clip_tower_of
 from vscan.compat import CACHE, cache_of, check, text_model_of
-from vscan.models import shell
-from vscan.models.clip import TowerMemory, grid_of
-from vscan.selftest_tower import clip_tower_of
-from vscan.timing import clock_of, spread, table
+from vscan.models import install
+from vscan.models.towers import TowerMemory, grid_of
+from vscan.tools import bench
+from vscan.tools.timing import clock_of, spread, table
 
 TINY = Path(__file__).resolve().parents[1] / "playground" / "models" / "tiny-llava"
 WIDE, NUM_LAYERS = "llava-1.5-7b", 2
 STEPS = ("prefill", "decode per token")
-PLACES = (decoder, shell, llava_arch, llava_llama)  # where checks are called by the names under which they came
+PLACES = (decoder, install, llava_arch, llava_llama)  # where checks are called by the names under which they came
 CHECKS = [name for name in vars(guards) if name.startswith("check_")]
 # What takes the place of a check and gives something that can be gone on with; others give nothing.
 REPEATS = 100  # a check takes some microseconds

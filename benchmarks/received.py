@@ -13,7 +13,7 @@ the next one, so that three blocks have the peak of 32.
 """
 
 from vscan.eval.arguments import Parser, add, positive, run_command
-from vscan.profile import image_size
+from vscan.tools.profile import image_size
 
 
 def main(argv: list[str]) -> None:

@@ -11,11 +11,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import Qwen2_5_VLConfig
 
 from vscan.api import apply
-from vscan.attention import rotate, split_heads
-from vscan.bench import random_model
-from vscan.bench_qwen import VISION, QwenBench, grid_of
-from vscan.received import CHUNK_ELSEWHERE, attention_received, received_in_chunks
-from vscan.timing import clock_of, peak_bytes, spread, table
+from vscan.select.attention import rotate, split_heads
+from vscan.select.received import CHUNK_ELSEWHERE, attention_received, received_in_chunks
+from vscan.tools.bench import random_model
+from vscan.tools.bench_qwen import VISION, QwenBench, grid_of
+from vscan.tools.timing import clock_of, peak_bytes, spread, table
 
 NUM_WINDOWED, NUM_FULL = 28, 4  # blocks of the published towers
 STAGE = QwenBench.stage

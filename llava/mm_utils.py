@@ -18,9 +18,9 @@ from PIL import Image
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from vscan.compat import CLIPImageProcessorPil
-from vscan.eval.checkpoint import model_name as get_model_name_from_path
-from vscan.eval.images import UnfitPicture, check_sides, resize, to_rgb
-from vscan.eval.images import read_image as load_image
+from vscan.io.checkpoint import model_name as get_model_name_from_path
+from vscan.io.images import UnfitPicture, check_sides, resize, to_rgb
+from vscan.io.images import read_image as load_image
 
 __all__ = [
     "cut_into_crops",

@@ -7,10 +7,10 @@ in playground/out/report.html.
 import shutil
 from pathlib import Path
 
-from vscan.compare import cell_at, compare, report
 from vscan.config import prune_layer_of
 from vscan.eval.arguments import Parser, run_command
 from vscan.eval.questions import read_questions
+from vscan.tools.compare import cell_at, compare, report
 
 HERE = Path(__file__).parent
 MODEL = HERE / "models" / "tiny-llava"

@@ -13,9 +13,9 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.eval.answering import Answering, Preparation
 from vscan.api import apply_config
 from vscan.eval.cells import Row
-from vscan.eval.images import read_image
 from vscan.eval.table import WEIGHTS, Summary, texts
-from vscan.plot import overlay
+from vscan.io.images import read_image
+from vscan.tools.plot import overlay
 
 from .scenes.world import GRID
 

@@ -42,7 +42,7 @@ def parse(argv: list[str]) -> Namespace:
 
 def sweep(setting, name: str, folder: Path) -> str:
     """One of the five that compare cells: table.md, table.csv and NAME.png in `folder`; returns the table."""
-    from vscan.compare import compare, weights_of
+    from vscan.tools.compare import compare, weights_of
 
     from .studies.charts import plot_sweep
     from .studies.dense import depths_of

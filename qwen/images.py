@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from vscan.eval.checkpoint import read_json
-from vscan.eval.images import check_sides, on_white, resize
+from vscan.io.checkpoint import read_json
+from vscan.io.images import check_sides, on_white, resize
 
 # Pixel budgets, least and most, in units of 28 x 28 pixels, which become one visual token each.
 SIDE = 28
@@ -101,6 +101,6 @@ def process_image(image: Image.Image, image_processor, budget: tuple[int, int]):
         ValueError: for a picture more than 200 times as long as wide, or grey levels of an unknown range.
     """
     resized = resize_twice(on_white(image), budget, image_processor.patch_size * image_processor.merge_size)
-    # The processor would resize as Pillow pleases; see `vscan.eval.images.resize`.
+    # The processor would resize as Pillow pleases; see `vscan.io.images.resize`.
     made = image_processor([resized], do_resize=False, return_tensors="pt")
     return made["pixel_values"], made["image_grid_thw"]

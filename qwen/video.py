@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vscan.eval.frames import read_frames
-from vscan.eval.images import on_white, resize
+from vscan.io.frames import read_frames
+from vscan.io.images import on_white, resize
 
 from .images import UNIT, fit
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from vscan.config import prune_layer_of
 from vscan.eval.arguments import Parser, run_command
-from vscan.eval.checkpoint import check_config
 from vscan.flops import layer_schedule
+from vscan.io.checkpoint import check_config
 from vscan.methods import METHODS
 
 NUM_LAYERS = {"llava1_5": 32, "llava1_6": 32, "qwen2_5_vl": 28}  # of the published 7B

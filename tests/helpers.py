@@ -14,8 +14,8 @@ from transformers import (
     LlavaNextForConditionalGeneration,
 )
 
-from vscan.merge import merge
 from vscan.methods.base import Method
+from vscan.select.merge import merge
 
 IMAGE_TOKEN = 99
 

@@ -62,7 +62,7 @@ def test_the_snippet_for_qwen_runs():
 
 def test_the_method_of_the_contributing_guide_works_as_a_file_and_a_line(checkpoint, tmp_path, monkeypatch):
     (source,) = blocks("CONTRIBUTING.md", "python")
-    source = source.replace("from ..scan", "from vscan.scan").replace("from .base", "from vscan.methods.base")
+    source = source.replace("from ..scan", "from vscan.select.scan").replace("from .base", "from vscan.methods.base")
     (tmp_path / "norm.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(vscan.METHODS, "norm", "norm:Norm")

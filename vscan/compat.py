@@ -301,11 +301,11 @@ def check(model: nn.Module) -> None:
         LibraryChanged: naming what does not fit.
     """
     # These run the decoder loop and the tower, which take their names from here.
+    from .checks.selftest import check_text_model
+    from .checks.selftest_tower import check_clip_tower, clip_tower_of
+    from .checks.signatures import check_signatures
     from .classes import original_of
     from .decoder import Decoder
-    from .selftest import check_text_model
-    from .selftest_tower import check_clip_tower, clip_tower_of
-    from .signatures import check_signatures
 
     text_model, tower = text_model_of(model), clip_tower_of(model)
     stock = original_of(type(text_model), Decoder)

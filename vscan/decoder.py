@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from .attention import device_of, prompt_rows
 from .cache import PromptState, ReducedCache, hold, state_of
+from .checks.guards import check_dense, check_prefill, check_step, generation
 from .compat import (
     ARGUMENTS,
     CACHE,
@@ -28,10 +28,10 @@ from .compat import (
     take_cache,
 )
 from .config import Budget, count
-from .guards import check_dense, check_prefill, check_step, generation
 from .masks import all_true, padding_mask
 from .prompt import Segment, VisualPrompt
-from .scan import top
+from .select.attention import device_of, prompt_rows
+from .select.scan import top
 
 # Before layer k: the hidden states [B, S, D], which columns are valid (bool, or None for all), and their positions.
 Boundary = Callable[[int, Tensor], tuple[Tensor, Tensor | None, Tensor]]

@@ -17,10 +17,10 @@ from llava.mm_utils import expand_image_tokens, load_image, process_images, toke
 from llava.model.builder import load_pretrained_model
 from vscan.api import Reduction
 from vscan.compat import ENCODED, pooled, takes_encoded
-from vscan.eval import checkpoint
 from vscan.eval.answering import check_context, left_padded, read_stages
-from vscan.eval.images import ImageFolder
 from vscan.eval.runner import Answer
+from vscan.io import checkpoint
+from vscan.io.images import ImageFolder
 from vscan.models.encoded import EncodedImages
 from vscan.models.llava_next import image_lengths
 

@@ -15,14 +15,14 @@ from vscan.eval.arguments import (
     parse,
     reduction_config,
 )
-from vscan.eval.checkpoint import model_name
 from vscan.eval.guard import Parser
-from vscan.eval.images import ImageFolder
 from vscan.eval.questions import check_asked, check_folder, check_images, chunk
-from vscan.eval.ranks import Ranks
 from vscan.eval.records import Part
 from vscan.eval.run_record import reduction_record, run_record
 from vscan.eval.runner import answer_file, run
+from vscan.io.checkpoint import model_name
+from vscan.io.images import ImageFolder
+from vscan.io.ranks import Ranks
 
 
 def question_parser(command: str, max_new_tokens: int, has_folder: bool = True) -> argparse.ArgumentParser:

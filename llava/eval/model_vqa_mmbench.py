@@ -8,8 +8,8 @@ Shards and stopped runs are as in `llava.eval.model_vqa_loader`.
 """
 
 from vscan.eval.arguments import add, run_command
-from vscan.eval.images import embedded_image
 from vscan.eval.mmbench import SUFFIXES, mmbench_row, read_mmbench, rounds
+from vscan.io.images import embedded_image
 
 from .command import Command, question_parser
 

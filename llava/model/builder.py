@@ -7,8 +7,8 @@ from transformers import LlavaForConditionalGeneration, LlavaNextForConditionalG
 
 from llava.mm_utils import load_image_processor
 from llava.tokenizer import load_tokenizer
-from vscan.eval.checkpoint import choose_dtype, loading
-from vscan.eval.weights import load_whole
+from vscan.io.checkpoint import choose_dtype, loading
+from vscan.io.weights import load_whole
 
 from .check import check_checkpoint, check_model
 from .language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from vscan.config import ReductionConfig
-from vscan.eval.checkpoint import check_config, check_layers, check_pointer, check_settings, read_json
-from vscan.eval.weights import check_weights
+from vscan.io.checkpoint import check_config, check_layers, check_pointer, check_settings, read_json
+from vscan.io.weights import check_weights
 
 ORIGINAL = ("llava", "llava_llama")
 HUGGING_FACE = ("llava", "llava_next")

@@ -14,7 +14,7 @@ from transformers import CLIPVisionConfig, PreTrainedConfig
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.tokenizer import LlamaSentencePieceTokenizer, load_tokenizer
-from vscan.eval.weights import COMPUTED, check_finite, check_generation, check_stored, dtype_name, weight_files
+from vscan.io.weights import COMPUTED, check_finite, check_generation, check_stored, dtype_name, weight_files
 
 from .builder import HUGGING_FACE
 from .check import check_checkpoint

@@ -9,7 +9,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import get_conversation
 from llava.mm_utils import load_image_processor
 from llava.tokenizer import LlamaSentencePieceTokenizer
-from vscan.eval.checkpoint import read_json, stored_dtype
+from vscan.io.checkpoint import read_json, stored_dtype
 
 from .language_model.llava_llama import LlavaConfig as OriginalConfig
 

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import select_best_resolution
+from vscan.checks.guards import check_finite
 from vscan.compat import unpad_image
-from vscan.guards import check_finite
-from vscan.models.clip import encode_views, grid_of
 from vscan.models.encoded import EncodedImages, all_finite
-from vscan.models.shell import refuse_copies
+from vscan.models.install import refuse_copies
+from vscan.models.towers import encode_views, grid_of
 from vscan.prompt import VisualPrompt, placed
 
 from .multimodal_projector.builder import build_vision_projector
@@ -61,7 +61,7 @@ class LlavaMetaForCausalLM:
             return undo.pop_all().close
 
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Encode and project images; under a reduction each keeps its budget (`vscan.models.clip.encode_views`).
+        """Encode and project images; under a reduction each keeps its budget (`vscan.models.towers.encode_views`).
 
         Args:
             images: [V, 3, H, W].

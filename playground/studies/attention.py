@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from llava.eval.answering import Preparation
-from vscan.models.clip import grid_of
+from vscan.models.towers import grid_of
 
 from ..scenes.world import SIDES, Thing
 from . import maps

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.eval.answering import Answering, Preparation, Prompt, is_original
-from vscan.attention import cls_row, prompt_rows
-from vscan.compare import CONV_MODE
 from vscan.config import prune_layer_of
 from vscan.methods import method_class
-from vscan.models.clip import grid_of, run_tower
+from vscan.models.towers import grid_of, run_tower
+from vscan.select.attention import cls_row, prompt_rows
+from vscan.tools.compare import CONV_MODE
 
 from .measures import attention_distance, patch_distances
 from .setting import Setting

@@ -17,10 +17,10 @@ from torch import Tensor
 from llava.conversation import build_prompt
 from llava.eval.answering import Preparation
 from llava.mm_utils import tokenizer_image_token
-from vscan.attention import device_of
 from vscan.eval.chart import COLOURS, GREY, MARKERS
 from vscan.eval.scoring import is_box
 from vscan.eval.table import NO_CATEGORY
+from vscan.select.attention import device_of
 
 from .charts import new_figure, shade, tidy
 from .dense import Parts, Reader, preparation

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vscan.eval.chart import COLOURS, GREY, MARKERS
-from vscan.models.clip import grid_of
+from vscan.models.towers import grid_of
 
 from ..scenes.world import GRID
 from .charts import new_figure, shade, tidy

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vscan.attention import split_heads
 from vscan.compat import projections
+from vscan.select.attention import split_heads
 
 
 def auc(scores: np.ndarray, positive: np.ndarray, negative: np.ndarray) -> float:

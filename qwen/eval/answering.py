@@ -11,8 +11,8 @@ from torch import Tensor
 from qwen.images import process_image
 from vscan.api import Reduction
 from vscan.eval.answering import check_context, left_padded, read_stages
-from vscan.eval.images import on_white, read_image
 from vscan.eval.runner import Answer
+from vscan.io.images import on_white, read_image
 
 SYSTEM = "You are a helpful assistant."
 

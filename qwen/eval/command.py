@@ -13,13 +13,13 @@ from vscan.eval.arguments import (
     generation,
     parse,
 )
-from vscan.eval.checkpoint import check_layers, model_name
 from vscan.eval.guard import Parser
 from vscan.eval.questions import check_asked, chunk
-from vscan.eval.ranks import Ranks
 from vscan.eval.records import Part
 from vscan.eval.run_record import reduction_record, run_record
 from vscan.eval.runner import answer_file, run
+from vscan.io.checkpoint import check_layers, model_name
+from vscan.io.ranks import Ranks
 
 from .arguments import HYPER_PARAMETERS, add_pixel_arguments, add_reduction_arguments, reduction_config
 
@@ -136,7 +136,7 @@ class Command:
         if self._loaded is None:
             from qwen.model.builder import load_pretrained_model
             from vscan.api import apply_config
-            from vscan.eval.checkpoint import load_checked
+            from vscan.io.checkpoint import load_checked
 
             from .answering import Answering
 

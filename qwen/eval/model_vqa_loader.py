@@ -9,8 +9,8 @@ stopped, in whatever way, is continued by the same command, also with another nu
 """
 
 from vscan.eval.arguments import run_command
-from vscan.eval.images import ImageFolder
 from vscan.eval.questions import check_folder, check_images, read_questions
+from vscan.io.images import ImageFolder
 
 from .command import Command, answer_questions, question_parser
 

@@ -8,9 +8,9 @@ Shards and stopped runs are as in `qwen.eval.model_vqa_loader`.
 """
 
 from vscan.eval.arguments import add, run_command
-from vscan.eval.images import ImageFolder
 from vscan.eval.questions import check_folder, check_images
 from vscan.eval.science import read_science, science_row
+from vscan.io.images import ImageFolder
 
 from .command import Command, answer_questions, question_parser
 

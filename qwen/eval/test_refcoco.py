@@ -12,14 +12,14 @@ import json
 from pathlib import Path
 
 from vscan.eval.arguments import add, add_generation_arguments, run_command
-from vscan.eval.checkpoint import model_name
 from vscan.eval.guard import Parser
-from vscan.eval.images import ImageFolder
 from vscan.eval.questions import check_folder, check_images
-from vscan.eval.ranks import Ranks
 from vscan.eval.records import AnswersFile, write_whole
 from vscan.eval.refcoco import SPLITS, judge, read_split, summarise
 from vscan.eval.runner import answer_file
+from vscan.io.checkpoint import model_name
+from vscan.io.images import ImageFolder
+from vscan.io.ranks import Ranks
 
 from .arguments import add_pixel_arguments, add_reduction_arguments
 from .command import Command

@@ -6,8 +6,8 @@ import torch
 from transformers import AutoTokenizer
 
 from vscan.compat import Qwen2VLImageProcessorPil
-from vscan.eval.checkpoint import choose_dtype, loading, read_json
-from vscan.eval.weights import load_whole
+from vscan.io.checkpoint import choose_dtype, loading, read_json
+from vscan.io.weights import load_whole
 
 from .check import check_checkpoint
 from .qwen2_5_vl_custom import Qwen2_5_VLForConditionalGeneration_X

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from vscan.eval.checkpoint import check_config, check_pointer, check_settings
-from vscan.eval.weights import check_weights
+from vscan.io.checkpoint import check_config, check_pointer, check_settings
+from vscan.io.weights import check_weights
 
 MODEL_TYPES = ("qwen2_5_vl",)
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # one of these sets of files

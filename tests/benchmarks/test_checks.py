@@ -12,7 +12,8 @@ from benchmarks import checks_parts
 from benchmarks.checks import main
 from benchmarks.checks_parts import CHECKS, PLACES, TINY, Case, idle, measure, replaced, report, time_checks
 from llava.model.builder import load_model
-from vscan import decoder, guards
+from vscan import decoder
+from vscan.checks import guards
 from vscan.compat import LibraryChanged, held
 
 

@@ -17,8 +17,8 @@ from benchmarks.received_parts import (
     reduced,
     report,
 )
-from vscan.bench_qwen import QwenBench
 from vscan.models import qwen2_5_vl
+from vscan.tools.bench_qwen import QwenBench
 
 MIB = 2**20
 

@@ -11,9 +11,9 @@ import vscan
 from llava.mm_utils import expand_image_tokens
 from llava.model.builder import load_model
 from vscan.compat import CACHE, cache_of
-from vscan.merge import merge
-from vscan.models.clip import run_tower
-from vscan.scan import scan
+from vscan.models.towers import run_tower
+from vscan.select.merge import merge
+from vscan.select.scan import scan
 
 NUM_LAYERS, NUM_TOKENS, SPAN, IMAGE_TOKEN = 8, 576, 12, 3
 SETTINGS = {  # name: (visual_token_num, {layer: tokens})

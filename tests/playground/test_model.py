@@ -14,10 +14,10 @@ from playground.demo import MODEL
 from playground.scenes.files import write_benchmark
 from playground.vocabulary import write_tokenizer
 from vscan.api import reduce
-from vscan.compare import compare
 from vscan.eval.cells import Cell
 from vscan.eval.questions import read_questions
 from vscan.eval.table import summarise
+from vscan.tools.compare import compare
 
 # On 2,016 questions of the test split (playground/README.md), in percent.
 ACCURACY = {"existence": 99.7, "attribute": 99.7, "relation": 100.0, "counting": 81.8, "reading": 98.2, "box": 100.0}

@@ -13,7 +13,7 @@ from transformers import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from qwen.images import COMMANDS, FIRST, SIDE, UNIT, fit, pixel_budget, process_image, resize_twice
-from vscan.eval.images import on_white, read_image
+from vscan.io.images import on_white, read_image
 
 LOADER = (4 * UNIT, 1280 * UNIT)
 

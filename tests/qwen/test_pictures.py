@@ -8,7 +8,7 @@ from transformers import Qwen2VLImageProcessorPil
 
 from qwen.images import UNIT, fit, process_image
 from qwen.video import process_frames
-from vscan.eval.images import on_white, read_image
+from vscan.io.images import on_white, read_image
 
 PROCESSOR = Qwen2VLImageProcessorPil()
 BUDGET = (4 * UNIT, 1280 * UNIT)

@@ -8,8 +8,8 @@ from PIL import Image
 from qwen.eval.answering import Preparation
 from qwen.images import UNIT
 from qwen.model.builder import load_tokenizer
-from vscan.eval.images import ImageFolder, embedded_image
 from vscan.eval.questions import read_questions
+from vscan.io.images import ImageFolder, embedded_image
 
 LOADER = (4 * UNIT, 1280 * UNIT)
 

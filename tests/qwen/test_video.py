@@ -14,7 +14,7 @@ from transformers import Qwen2VLImageProcessorPil
 import vscan
 from qwen.images import UNIT, process_image
 from qwen.video import choose_frames, frame_budget, process_frames, process_video
-from vscan.eval.frames import read_frames
+from vscan.io.frames import read_frames
 
 PROCESSOR = Qwen2VLImageProcessorPil()
 GREYS = [20 * number for number in range(12)]

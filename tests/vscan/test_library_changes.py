@@ -24,9 +24,9 @@ from qwen_helpers import image, inputs_of, tiny_qwen
 from transformers import cache_utils, masking_utils
 
 import vscan
-from vscan import selftest
+from vscan.checks import selftest
+from vscan.checks.oracle import masked_logits, recorded
 from vscan.compat import CACHE, ENCODED, LibraryChanged, cache_of, check
-from vscan.oracle import masked_logits, recorded
 
 NUM_ANSWER, RTOL = 5, 2e-5
 

@@ -13,12 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import vscan
-from vscan.attention import attention_row
 from vscan.compat import CACHE, cache_of
-from vscan.merge import merge
 from vscan.methods import METHODS
 from vscan.methods.vscan import VScan
-from vscan.scan import global_scan, local_scan, scan, top
+from vscan.select.attention import attention_row
+from vscan.select.merge import merge
+from vscan.select.scan import global_scan, local_scan, scan, top
 
 SIDE, NUM_TOKENS, NUM_NEW = 8, 64, 5
 TWO_STAGES = {"visual_tokens": 20, "layers": {1: 9, 3: 5}, "local_layer": 1}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from .ranks import die_with_parent
+from ..io.ranks import die_with_parent
 
 
 @dataclass(frozen=True)

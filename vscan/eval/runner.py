@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..io.ranks import Ranks
 from .preparing import Broken, Prepared, prepared
-from .ranks import Ranks
 from .records import AnswersFile, Part
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from ..scan import top
+from ..select.scan import top
 from .base import Method, Views
 
 # SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): its step and its two multipliers, as signed 64-bit integers.

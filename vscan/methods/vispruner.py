@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..scan import top
+from ..select.scan import top
 from .base import Method, Views
 
 REMOVED_PER_ROUND = 8  # as published

@@ -6,8 +6,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from ..merge import merge
-from ..scan import scan
+from ..select.merge import merge
+from ..select.scan import scan
 from .base import Method, Views
 
 

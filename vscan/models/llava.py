@@ -3,9 +3,9 @@
 from torch import nn
 
 from ..compat import pooled
-from .clip import encode_views, grid_of
 from .encoded import EncodedImages, Modality, all_finite
-from .shell import install_on_shell
+from .install import install_on_shell
+from .towers import encode_views, grid_of
 
 
 def fit(reduction, model: nn.Module) -> nn.Module:

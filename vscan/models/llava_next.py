@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ..compat import image_size_to_num_patches, pack_crops, pooled
-from .clip import encode_views
 from .encoded import EncodedImages, Modality, all_finite
+from .install import install_on_shell
 from .llava import check_features, fit
-from .shell import install_on_shell
+from .towers import encode_views
 
 
 def num_crops(config, image_sizes: Tensor) -> list[int]:

@@ -12,13 +12,13 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor, nn
 
-from ..attention import rotate, split_heads
 from ..compat import pooled, vision_windows
 from ..config import count
 from ..methods.base import Views, encode_in_place
-from ..received import attention_received
+from ..select.attention import rotate, split_heads
+from ..select.received import attention_received
 from .encoded import EncodedImages, Modality
-from .shell import install_on_shell, swap_class
+from .install import install_on_shell, swap_class
 
 # While a reduced tower runs: {block: what its attention was given, then the score of each patch}; one for every thread.
 scores_of_blocks: ContextVar[dict | None] = ContextVar("scores_of_blocks", default=None)

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import CLIPVisionModel
 
-from vscan.eval.weights import load_whole, weight_files
+from vscan.io.weights import load_whole, weight_files
 
 from ..check import PREFIX, check_tower, find_local_tower, tower_places
 from .clip_encoder import CLIPVisionTower

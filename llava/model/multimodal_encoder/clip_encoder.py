@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from transformers import CLIPVisionModel
 
-from vscan.models.clip import run_tower
+from vscan.models.towers import run_tower
 
 
 class CLIPVisionTower(nn.Module):

@@ -13,8 +13,8 @@ from playground import study
 from playground.scenes import __main__ as scenes_command
 from playground.scenes.world import SPLITS
 from playground.studies.sweeps import SWEEPS
-from vscan import bench, bench_qwen, profile
 from vscan.eval.arguments import Parser, add_generation_arguments, add_reduction_arguments, parse
+from vscan.tools import bench, bench_qwen, profile
 
 ROOT = Path(__file__).resolve().parents[3]
 MODULES = [

@@ -20,8 +20,8 @@ from playground.tiny import build_checkpoint as build_llava
 from qwen.model.builder import load_model as load_qwen
 from qwen.model.check import check_checkpoint as check_qwen
 from vscan.eval.arguments import run_command
-from vscan.eval.checkpoint import choose_dtype, read_json
-from vscan.eval.weights import check_finite
+from vscan.io.checkpoint import choose_dtype, read_json
+from vscan.io.weights import check_finite
 
 KINDS = {"llava": (check_llava, load_llava), "hf": (check_llava, load_llava), "qwen": (check_qwen, load_qwen)}
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from vscan.eval.images import UnfitPicture, embedded_image, on_white, read_image, to_rgb
+from vscan.io.images import UnfitPicture, embedded_image, on_white, read_image, to_rgb
 
 CONVERSIONS = pytest.mark.parametrize("convert", [to_rgb, on_white])
 RAMP = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257

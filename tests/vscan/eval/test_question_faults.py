@@ -9,8 +9,8 @@ import sys
 import pytest
 from run_helpers import go, read, reply
 
-from vscan.eval.ranks import Ranks
 from vscan.eval.runner import Stopped
+from vscan.io.ranks import Ranks
 
 # ------------------------------------------------------------------------------------------ an error is of its question
 
@@ -142,7 +142,7 @@ def test_a_worker_dies_with_its_parent_and_leaves_ctrl_c_to_it(tmp_path):
 
 
 def test_a_worker_whose_parent_is_gone_already_ends():
-    code = "from vscan.eval.ranks import die_with_parent; die_with_parent(1234567); print('alive')"
+    code = "from vscan.io.ranks import die_with_parent; die_with_parent(1234567); print('alive')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
 

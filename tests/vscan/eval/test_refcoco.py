@@ -194,7 +194,7 @@ def test_the_drawn_benchmark_is_read(tmp_path):
         assert perfect["iou"] == 1
 
 
-@pytest.mark.parametrize("module", ["refcoco", "science", "mmbench", "images", "checkpoint"])
+@pytest.mark.parametrize("module", ["eval.refcoco", "eval.science", "eval.mmbench", "io.images", "io.checkpoint"])
 def test_a_module_loads_without_torch(module):
-    code = f"import sys, vscan.eval.{module}; print('torch' in sys.modules)"
+    code = f"import sys, vscan.{module}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -116,5 +116,5 @@ def test_no_questions_at_all_are_refused():
 
 
 def test_scoring_needs_no_torch():
-    code = "import sys, vscan.eval.scoring, vscan.eval.table, vscan.compare; print('torch' in sys.modules)"
+    code = "import sys, vscan.eval.scoring, vscan.eval.table, vscan.tools.compare; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -9,11 +9,11 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from vscan.compare import main, report
 from vscan.config import ReductionConfig
 from vscan.eval.cells import Cell, Row
 from vscan.eval.scoring import COLUMNS, check_answers
 from vscan.eval.table import QUANTILE, WEIGHTS, markdown, paired_interval, summarise, texts, write_csv
+from vscan.tools.compare import main, report
 
 DENSE, REDUCED = Cell("dense"), Cell("vscan", ReductionConfig("vscan", 96, {4: 32}), 64)
 
