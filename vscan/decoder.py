@@ -6,6 +6,7 @@ segment, and positions reach the layers as rotary embeddings only: as numbers, p
 packed sequences.
 """
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -130,7 +131,7 @@ class Decoder:
             )
         if visual_prompt is not None:
             state.cached = None if cache is None else check_prefill(cache, state, num_layers)
-            visual_prompt.cache = cache
+            visual_prompt.cache = None if cache is None else weakref.ref(cache)
             self.reduction.last = state
         else:
             check_step(cache, before, num_new)

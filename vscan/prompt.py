@@ -4,6 +4,7 @@
 Nothing here is kept on a module, so that two prompts can be under way on one model.
 """
 
+import weakref
 from dataclasses import dataclass, replace
 
 import torch
@@ -35,7 +36,8 @@ class VisualPrompt:
         num_valid: columns per row that are no padding.
         kept: bool [B, L], the placeholders that hold a token after the vision encoder; None where all do.
         entered: set by the decoder loop; the shell fails loudly where it stays unset.
-        cache: what the decoder loop filled, until the shell hands it out; it fails loudly where that is another.
+        cache: set by the decoder loop, the cache that it filled; the shell fails loudly where it hands out another.
+            Weak, because statistics keep the prompt, and would keep all keys and values alive.
     """
 
     visual: Tensor
@@ -45,7 +47,7 @@ class VisualPrompt:
     num_valid: list[int]
     kept: Tensor | None = None
     entered: bool = False
-    cache: Cache | None = None
+    cache: weakref.ref[Cache] | None = None
 
     def repeat(self, times: int) -> "VisualPrompt":
         """The same prompts, each `times` times in a row: what generate does for beams and returned sequences."""

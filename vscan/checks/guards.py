@@ -139,9 +139,9 @@ def check_handed_out(module: nn.Module, prompt: VisualPrompt, kwargs: dict, outp
             f"the reduced decoder of {shell} was not entered: something replaced the forward of its language model, "
             "and nothing would be reduced in it"
         )
-    given, filled = take_cache(dict(kwargs)), prompt.cache
-    prompt.cache = None  # statistics keep the prompt, and would keep all keys and values alive
+    given, filled = take_cache(dict(kwargs)), None if prompt.cache is None else prompt.cache()
     if given is not None and given is not filled:
         raise LibraryChanged(f"{shell} to hand its cache to the decoder", "another cache, or none, in the decoder")
-    if cache_of(output) is not filled:
+    is_lost = prompt.cache is not None and filled is None
+    if is_lost or cache_of(output) is not filled:
         raise LibraryChanged(f"the decoder's cache in what {shell} returns", "another cache, or none")
