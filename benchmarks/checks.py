@@ -5,8 +5,8 @@
 A picture and its question go through the shell's plain forward under a two-stage reduction, and tokens are decoded from
 the cache that it returns: with the checks of `vscan.checks.guards` as they are, and with nothing in their place. Both
 take turns, round by round, and begin in turn; ratios are medians of ratios within one round. What the tower makes of
-the picture is remembered, so that it thins no ratio. Ratios wander by more than the checks take, so that these are timed
-alone as well: every call of a check, one after another, beside the step that it belongs to.
+the picture is remembered, so that it thins no ratio. Ratios wander by more than the checks take, so that these are
+timed alone as well: every call of a check, one after another, beside the step that it belongs to.
 
 The models are the embedded tiny LLaVA, and one of the width of a 7B with random weights and two decoder layers, in
 which everything around the layers weighs sixteen times what it does in all 32.

@@ -1,13 +1,70 @@
-"""What a method is given, and what it may say: the only things an author of a new method has to know."""
+"""What a method is given, and what it may say: the only things an author of a new method has to know.
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar
+A method reduces in one or both of two places: `encode`, after the vision encoder, and `prune`, before a decoder layer.
+Both return a `Kept`. What is kept is written into prompts, masks, positions and caches by the core.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..config import Budget
 from ..fields import fields_of
+from ..select.attention import key_rows, prompt_rows, value_rows
+from ..select.scan import top
+
+
+class Kept(NamedTuple):
+    """Which tokens of each group (a view, a picture, or an item of the batch) go on.
+
+    Args:
+        slots: long [G, T], the places that they take, in the order in which they are to follow one another: tokens of
+            the group in `encode`, columns of `Stage.hidden` in `prune`.
+        values: [G, T, D], what stands there from now on, where that changes: what the decoder will see in `encode`,
+            hidden states in `prune`. None: as they stood there (in `encode`, projected).
+        valid: bool [G, T] where groups keep fewer than T; None where all do.
+        into: long [G, N], the place in T that each token went into, -1 for none: for pictures and statistics.
+    """
+
+    slots: Tensor
+    values: Tensor | None = None
+    valid: Tensor | None = None
+    into: Tensor | None = None
+
+
+class Needs(NamedTuple):
+    """What a method reads, so that nothing else is computed.
+
+    Args:
+        rows: vision layers whose row (`Views.rows`) is wanted; negative ones count from the end, as in Python.
+        keys: vision layers whose keys and [CLS] query are wanted.
+        cls: whether the vision encoder must have a [CLS] token.
+        text: whether the prompts' text is wanted.
+        group: what one budget is for, "view" or "image": all crops of a picture.
+        back: decoder inputs kept behind the pruning layer, 0 or 1: with 1 the rows of the layer before can be read.
+    """
+
+    rows: tuple[int, ...] = ()
+    keys: tuple[int, ...] = ()
+    cls: bool = False
+    text: bool = False
+    group: str = "view"
+    back: int = 0
+
+
+class Layout(NamedTuple):
+    """How the crops of a picture lie: the whole picture first, then tiles, row by row.
+
+    Args:
+        tiles: rows and columns of tiles.
+        seen: bool [V, N], tokens that the model's packing leaves: unpadding cuts the others away.
+    """
+
+    tiles: tuple[int, int]
+    seen: Tensor
 
 
 @dataclass(frozen=True)
@@ -15,20 +72,130 @@ class Views:
     """The vision encoder's view of some images: one view is one image, crop or frame.
 
     Args:
-        pixel_values: [V, ...], what the encoder saw.
+        pixels: [V, ...], what the encoder saw.
         features: [V, N, C], the encoder's output at the layer that the model reads, without [CLS], before the
             projector.
         rows: {layer as the method wrote it: [V, N] fp32}, attention of [CLS] to the patches, mean over heads; in a
             tower without [CLS], the attention that each token receives from all of its view.
         grid: (height, width) in tokens, N = height * width.
         project: the model's projector, [V, n, C] -> [V, n, D]; where that is a part of the encoder, the identity.
+        cls: [V, C], the [CLS] token of the layer that the model reads; None without one.
+        keys: {layer: [V, N, C]}, keys of the patches, heads side by side, as the layer projects them.
+        queries: {layer: [V, C]}, the query of [CLS] in the same layers.
+        num_heads: of those.
+        layout: where the views are the crops of one picture and `Needs.group` is "image"; None for a single view.
+        state: what `Method.block` left in the blocks of the tower.
+        text: one text a view, where `Needs.text` asks for it.
     """
 
-    pixel_values: Tensor
+    pixels: Tensor
     features: Tensor
     rows: dict[int, Tensor]
     grid: tuple[int, int]
     project: Callable[[Tensor], Tensor]
+    cls: Tensor | None = None
+    keys: dict[int, Tensor] = field(default_factory=dict)
+    queries: dict[int, Tensor] = field(default_factory=dict)
+    num_heads: int = 1
+    layout: Layout | None = None
+    state: dict = field(default_factory=dict)
+    text: list[str] | None = None
+
+
+class Entry(NamedTuple):
+    """What entered the decoder's layer 0.
+
+    Args:
+        hidden: [B, S, D].
+        visual: bool [B, S], columns that hold a visual token.
+        text: bool [B, S], columns of the prompt that hold a token of text.
+        num_text: the most of the latter that an item has.
+    """
+
+    hidden: Tensor
+    visual: Tensor
+    text: Tensor
+    num_text: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A prompt before a decoder layer that prunes. What costs something is computed where it is called.
+
+    Args:
+        layer: the layer about to run.
+        hidden: [B, S, D], its input.
+        visual: bool [B, S], columns that hold a visual token.
+        text: bool [B, S], columns of the prompt that hold a token of text.
+        num: visual tokens to keep, one int an item.
+        entry: what entered layer 0.
+        memory: a dict of the prompt's own, shared by its stages.
+        positions: long [B or 1, S], or [3, B or 1, S] for M-RoPE.
+        rotary: (cos, sin) of these positions, [B or 1, S, d] each; None where the model is ranked without.
+        final_norm: the norm behind the decoder's last layer.
+        last: long [B], the column of the prompt's last token, which asks where no other is named.
+        allowed: bool [B, S], what holds a token and no later one than `last`; None where all columns do.
+        layers: the pruning layer and, with `Needs.back`, the one before: [layer - 1, layer].
+        inputs: their inputs, [B, S, D] each.
+    """
+
+    layer: int
+    hidden: Tensor
+    visual: Tensor
+    text: Tensor
+    num: list[int]
+    entry: Entry
+    memory: dict
+    positions: Tensor
+    rotary: tuple[Tensor, Tensor] | None
+    final_norm: nn.Module
+    last: Tensor
+    allowed: Tensor | None
+    layers: list[nn.Module]
+    inputs: list[Tensor]
+
+    def rows(self, queries: Tensor | None = None, back: int = 0) -> Tensor:
+        """softmax(q k^T / sqrt(d)) of some columns over the whole causal row, text included (VScan, section 4).
+
+        Args:
+            queries: long [B, Q], columns that ask; None asks the prompt's last token.
+            back: 1 takes the layer before, on its own input: the attention with which that layer ran.
+
+        Returns:
+            [B, H, Q, S] fp32.
+        """
+        queries = self.last.unsqueeze(1) if queries is None else queries
+        return prompt_rows(self.layers[-1 - back], self.inputs[-1 - back], queries, self.rotary, self.allowed)
+
+    def keys(self, back: int = 0) -> Tensor:
+        """The keys of a layer, rotated: [B, Hk, S, d]; `back` as in `rows`."""
+        return key_rows(self.layers[-1 - back], self.inputs[-1 - back], self.rotary)
+
+    def values(self, back: int = 0) -> Tensor:
+        """The values of a layer: [B, Hk, S, d]; `back` as in `rows`."""
+        return value_rows(self.layers[-1 - back], self.inputs[-1 - back])
+
+
+class Schedule(NamedTuple):
+    """Budgets of both stages, as `vscan.reduce` takes them."""
+
+    visual_tokens: Budget | None = None
+    layers: Mapping[int, Budget] = {}
+
+
+class Unreachable(ValueError):
+    """No budgets of a method give an average over the decoder's layers.
+
+    Args:
+        least: the smallest average that exists, a count or a share as it was asked.
+    """
+
+    def __init__(self, least: Budget):
+        super().__init__(least)
+        self.least = least
+
+    def __str__(self) -> str:
+        return f"average: not reachable (at least {self.least:g})"
 
 
 @dataclass(frozen=True)
@@ -36,64 +203,111 @@ class Method:
     """A way to reduce visual tokens: a frozen dataclass whose fields are its hyper-parameters.
 
     The fields become keywords of `vscan.reduce` and flags of the command line; their annotations, such as `int | None`
-    or `Annotated[float, (0, 1)]`, are checked (`vscan.fields`). Selection must run on the tensors' own
-    device without reading them back, and must depend on one view alone, so that a batch equals its rows run alone.
+    or `Annotated[float, (0, 1)]`, are checked (`vscan.fields`). Selection must run on the tensors' own device without
+    reading them back, and must depend on one group alone, so that a batch equals its items run alone.
     """
 
     # The one resolution (height, width) to which the method's authors fixed any-resolution checkpoints in the original
     # format, without unpadding and newlines; None leaves the checkpoint's way.
     anyres_resolution: ClassVar[tuple[int, int] | None] = None
+    # Whether tokens are numbered anew without gaps ("compact") or stay at their positions ("original"); M-RoPE models
+    # keep theirs whatever a method says here.
+    positions: ClassVar[str] = "compact"
+    # Published schedules whose counting differs from ours, by the name that `preset` gives.
+    presets: ClassVar[dict[str, Schedule]] = {}
 
     def __post_init__(self):
         """Raise ValueError for a hyper-parameter of another kind or range than its annotation; numpy's become plain."""
-        for field in fields_of(type(self)):
-            object.__setattr__(self, field.name, field.check(getattr(self, field.name)))
+        for each in fields_of(type(self)):
+            object.__setattr__(self, each.name, each.check(getattr(self, each.name)))
 
     @property
-    def cls_layers(self) -> tuple[int, ...]:
-        """Vision layers whose row (`Views.rows`) `encode` needs; negative ones count from the end, as in Python."""
-        return ()
+    def needs(self) -> Needs:
+        """What it reads."""
+        return Needs()
 
     def check(self, num_layers: int) -> None:
         """Raise ValueError if the hyper-parameters do not fit a vision encoder of `num_layers` layers."""
-        for layer in self.cls_layers:
+        for layer in (*self.needs.rows, *self.needs.keys):
             if not -num_layers <= layer < num_layers:
                 raise ValueError(f"{type(self).__name__}: expected one of {num_layers} vision layers, got {layer}")
 
-    def encode(self, views: Views, num: int) -> tuple[Tensor, Tensor]:
-        """Reduce every view to `num` tokens, `num` < N.
+    def prepare(self, model: nn.Module, processor: Any) -> None:
+        """Called once, before a reduction is put in force: fetch what encodes text; ValueError where it is missing."""
+
+    def schedule(self, average: Budget, num_layers: int, num_tokens: int | None) -> Schedule:
+        """Budgets that leave so many visual tokens of a view on average over the decoder's layers.
+
+        Args:
+            average: a count, or a share of the view's tokens.
+            num_layers: of the decoder.
+            num_tokens: of a view; None where views vary in size, and only a share is known.
+
+        Raises:
+            Unreachable: where there are none.
+        """
+        return Schedule(average)
+
+    def block(self, layer: nn.Module, hidden: Tensor, state: dict, index: int, depth: int, num: int) -> Tensor:
+        """Run one block of a CLIP tower.
+
+        Args:
+            layer: the block; `layer(hidden, None)` runs it.
+            hidden: [V, 1 + n, C], [CLS] first.
+            state: a dict of this pass, for the method's own use.
+            index, depth: which block of how many that lead to the layer that the model reads.
+            num: tokens to be left of every view.
 
         Returns:
-            values [V, num, D], what the decoder will see, and slots [V, num] long, ascending: the placeholder (in
-            raster order) whose position each token takes.
+            [V, 1 + n', C], n' <= n.
+        """
+        return layer(hidden, None)
+
+    def encode(self, views: Views, num: int) -> Kept:
+        """Reduce every view, or all views of a picture (`Needs.group`), to `num` tokens, fewer than there are.
+
+        Returns:
+            `Kept` with G = V and slots in [0, N), or G = 1 and slots in [0, V * N), view after view.
         """
         raise ValueError(f"{type(self).__name__} reduces nothing after the vision encoder; leave visual_tokens out")
 
-    def scores(self, rows: Tensor) -> Tensor:
-        """Rank tokens in the decoder, from the attention of the last prompt token.
+    def leaves(self, num: int, arriving: int) -> int:
+        """How many of `arriving` visual tokens `prune` leaves where `num` are asked for; pure, so that lengths are known
+        before the prompt runs."""
+        return num
 
-        Args:
-            rows: [B, H, L] fp32, softmax over the whole causal row.
+    def prune(self, stage: Stage) -> Kept:
+        """Keep `stage.num` visual tokens of every item.
 
         Returns:
-            [B, L] fp32; the largest visual ones are kept. Default: the mean over heads (VScan, section 4).
+            `Kept` with G = B and slots in [0, S), `leaves(...)` of them an item.
+        """
+        scores = self.scores(stage.rows()[:, :, 0]).masked_fill(~stage.visual, -torch.inf)
+        return best(scores, stage.num)
+
+    def scores(self, rows: Tensor) -> Tensor:
+        """Rank tokens in the decoder, from the attention of the last prompt token: the short way to `prune`.
+
+        Args:
+            rows: [B, H, S] fp32, softmax over the whole causal row.
+
+        Returns:
+            [B, S] fp32; the largest visual ones are kept. Default: the mean over heads (VScan, section 4).
         """
         return rows.mean(dim=1)
 
 
-def encode_in_place(method: Method, views: Views, num: int) -> tuple[Tensor, Tensor]:
-    """Let a method reduce views, and lay its tokens out at their slots.
+def best(scores: Tensor, num: list[int]) -> Kept:
+    """The `num` largest scores of every item in ascending order of columns, the earlier ones on ties.
 
     Args:
-        num: tokens kept of every view, fewer than N.
-
-    Returns:
-        [V, N, D] in raster order, a kept token in its slot and zeros in all others; and which slots are kept, bool
-        [V, N].
+        scores: [B, S], -inf where nothing may be kept.
+        num: one int an item.
     """
-    values, slots = method.encode(views, num)
-    num_views, _, width = values.shape
-    laid_out = values.new_zeros((num_views, views.features.shape[1], width))
-    kept = torch.zeros(laid_out.shape[:2], dtype=torch.bool, device=values.device)
-    rows, slots = torch.arange(num_views, device=values.device).unsqueeze(1), slots.to(values.device)
-    return laid_out.index_put_((rows, slots), values), kept.scatter_(1, slots, True)
+    most = max(num)
+    slots = top(scores, most)
+    if min(num) == most:
+        return Kept(slots.sort(dim=1).values)
+    valid = torch.arange(most, device=slots.device) < torch.tensor(num, device=slots.device).unsqueeze(1)
+    slots, order = slots.masked_fill(~valid, scores.shape[1] - 1).sort(dim=1)  # what is no token goes last
+    return Kept(slots, valid=valid.gather(1, order))
