@@ -1,0 +1,168 @@
+"""What the golden tests of all rivals share: tiny checkpoints, inputs, one recorded generation, and comparisons.
+
+`../shared/rivals/README.md` describes the data. Checkpoints and inputs always lie in `GOLDEN`; cases lie in `RIVALS`,
+which the variable GOLDEN_RIVALS points at another folder of the same layout.
+"""
+
+import os
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from helpers import normalised
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import CLIPVisionModel
+
+import vscan
+from llava.model.builder import load_model
+from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
+from vscan.compat import CACHE, cache_of
+
+GOLDEN = Path(__file__).resolve().parents[5] / "shared" / "golden"
+RIVALS = Path(os.environ.get("GOLDEN_RIVALS") or GOLDEN / "rivals")
+NUM_TOKENS, SPAN = 576, 12  # visual tokens of a picture, and the column of the first in the recorded prompts
+
+
+def fresh_model(base: str, tower24: bool = False):
+    """A new model in the original format, float32 on the CPU, which a test may change.
+
+    Args:
+        base: a folder of `GOLDEN` with a checkpoint: "llava15_vscan" or "llavanext_vscan".
+        tower24: with the tower of 24 blocks and 16 heads in place of the checkpoint's own.
+    """
+    model = load_model(GOLDEN / base / "checkpoint", device="cpu", dtype=torch.float32)
+    if tower24:
+        tower = CLIPVisionModel.from_pretrained(GOLDEN / "rivals" / "tower24", dtype=torch.float32).eval()
+        model.model.vision_tower = CLIPVisionTower(tower, model.config.mm_vision_select_layer)
+    model.generation_config.eos_token_id = None  # as recorded: 16 tokens always come out
+    return model
+
+
+@lru_cache(maxsize=4)
+def model_of(base: str, tower24: bool = False):
+    """The same, made once: for tests that leave it as it is."""
+    return fresh_model(base, tower24)
+
+
+@lru_cache(maxsize=4)
+def inputs_of(base: str) -> dict[str, Tensor]:
+    """`input_ids` [1, 33] with -200 for the picture, and pictures `pixel_u8_{i}`, of a folder of `GOLDEN`."""
+    return load_file(GOLDEN / base / "inputs.safetensors")
+
+
+def pixels_of(base: str, image: int) -> Tensor:
+    """What the tower was given for a recorded picture: [1, 3, H, W], on NeXT [crops, 3, H, W]."""
+    pixels = normalised(inputs_of(base)[f"pixel_u8_{image}"])
+    return pixels[0] if pixels.ndim == 5 else pixels
+
+
+@dataclass
+class Run:
+    """What one prompt and its greedy answer did; steps begin with the prompt's own pass.
+
+    Args:
+        tokens: new ones.
+        logits: [steps, vocabulary].
+        inputs: [step][layer], what every layer was given, [1, S, D].
+        output: [step], what the last layer gave, before the norm.
+        cached: [step][layer], tokens that the layer's cache held before the step.
+        rotary: [step][layer], (cos, sin) that the layer was given.
+        kept: [stage], columns of the full prompt that went on, in order; stage 0 is what layer 0 saw.
+        cache: the KV cache afterwards.
+        reduction: the handle of `vscan.reduce`.
+        frequencies: of the rotary embedding.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    logits: Tensor | None = None
+    inputs: list[list[Tensor]] = field(default_factory=list)
+    output: list[Tensor] = field(default_factory=list)
+    cached: list[list[int]] = field(default_factory=list)
+    rotary: list[list[tuple[Tensor, Tensor]]] = field(default_factory=list)
+    kept: list[list[int]] = field(default_factory=list)
+    cache: Any = None
+    reduction: Any = None
+    frequencies: Tensor | None = None
+
+    @property
+    def embeds(self) -> Tensor:
+        """What entered layer 0: [S, D]."""
+        return self.inputs[0][0][0]
+
+    @property
+    def last_hidden(self) -> Tensor:
+        """The prompt's last position before every layer and behind the last one, before the norm: [layers + 1, D]."""
+        return torch.stack([hidden[0, -1] for hidden in self.inputs[0]] + [self.output[0][0, -1]])
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of the prompt that every layer's cache holds."""
+        num_after = len(self.tokens) - 1
+        return [self.cache.get_seq_length(layer) - num_after for layer in range(len(self.inputs[0]))]
+
+    def positions(self, step: int, layer: int) -> list[int]:
+        """The positions whose rotary embedding a layer was given in a step."""
+        cos, sin = self.rotary[step][layer]
+        angles = torch.arange(4096).unsqueeze(1) * self.frequencies
+        table = torch.cat((angles.cos(), angles.sin()), dim=1)
+        half = cos.shape[-1] // 2
+        seen = torch.cat((cos[0, :, :half], sin[0, :, :half]), dim=1)
+        distances = torch.cdist(seen, table, p=1)
+        assert distances.amin(dim=1).max() < 1e-3  # neighbours are further apart by far
+        return distances.argmin(dim=1).tolist()
+
+    def visual(self, stage: int, start: int = SPAN, num: int = NUM_TOKENS) -> list[int]:
+        """Visual tokens that a stage left, as indices into the picture's `num`, whose first stood in column `start`."""
+        return [column - start for column in self.kept[stage] if start <= column < start + num]
+
+    def relative(self, stage: int, start: int = SPAN, num: int = NUM_TOKENS) -> list[int]:
+        """The same as indices into those that arrived at the stage."""
+        arrived = {token: index for index, token in enumerate(self.visual(stage - 1, start, num))}
+        return [arrived[token] for token in self.visual(stage, start, num)]
+
+
+def run(model, ids: Tensor, pixels: Tensor, sizes: list | None = None, num_new: int = 16, **reduction) -> Run:
+    """Greedy tokens for one prompt under a reduction, with all that `Run` holds.
+
+    Args:
+        model: of `model_of`.
+        ids: long [1, L] with -200 for the picture.
+        pixels: of `pixels_of`.
+        sizes: [(width, height)] of the picture before it was cut, on NeXT.
+        reduction: keywords of `vscan.reduce`.
+    """
+    text = model.model
+    found = Run(frequencies=text.rotary_emb.inv_freq)
+
+    def before_layer(layer, args, kwargs):
+        index = layer.self_attn.layer_idx
+        if index == 0:
+            for steps in (found.inputs, found.cached, found.rotary):
+                steps.append([])
+        found.inputs[-1].append(args[0])
+        found.cached[-1].append(int(kwargs[CACHE].get_seq_length(index)))
+        found.rotary[-1].append(kwargs["position_embeddings"])
+
+    handles = [layer.register_forward_pre_hook(before_layer, with_kwargs=True) for layer in text.layers]
+    handles.append(text.norm.register_forward_pre_hook(lambda norm, args: found.output.append(args[0])))
+    options = {"max_new_tokens": num_new, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    images = {"images": pixels} if sizes is None else {"images": [pixels], "image_sizes": sizes}
+    try:
+        with vscan.reduce(model, **reduction) as found.reduction:
+            output = model.generate(ids, **images, **options)
+            stages = 1 + len(found.reduction.config.layers)
+            found.kept = [found.reduction.kept(stage)[0].tolist() for stage in range(stages)]
+    finally:
+        for handle in handles:
+            handle.remove()
+    found.tokens, found.logits = output.sequences[0, -num_new:].tolist(), torch.cat(output.logits)
+    found.cache = cache_of(output)
+    return found
+
+
+def same(got: Tensor, expected: Tensor, atol: float = 2e-4) -> None:
+    """Equal to an absolute tolerance; 2e-4 is what was recorded for logits and hidden states."""
+    torch.testing.assert_close(got.float(), expected.float(), atol=atol, rtol=0)
