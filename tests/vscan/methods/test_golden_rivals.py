@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,8 @@ def found_cases() -> Iterator:
     for folder in sorted(RIVALS.iterdir()):
         if folder.name not in METHODS:
             continue
-        module = import_module(f"rivals.{folder.name}")
+        has_checks = find_spec(f"rivals.{folder.name}") is not None
+        module = import_module(f"rivals.{folder.name}") if has_checks else None
         for path in sorted([*folder.glob("cases*.json"), *folder.glob("func*.json")]):
             content = json.loads(path.read_text())
             cases = module.cases(path.stem, content).items() if hasattr(module, "cases") else entries(content)
@@ -54,4 +56,5 @@ def test_there_are_cases():
 
 @pytest.mark.parametrize(("module", "index", "name", "case", "folder"), CASES)
 def test_a_case_is_the_recorded_one(module, index, name, case, folder):
+    assert module is not None, f"expected rivals/{folder.name}.py with check(index, name, case, folder)"
     module.check(index, name, case, folder)

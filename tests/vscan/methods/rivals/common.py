@@ -5,10 +5,13 @@ which the variable GOLDEN_RIVALS points at another folder of the same layout.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from helpers import normalised
@@ -20,6 +23,8 @@ import vscan
 from llava.model.builder import load_model
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from vscan.compat import CACHE, cache_of
+from vscan.methods import METHODS, method_class
+from vscan.methods.base import Entry, Kept, Stage
 
 GOLDEN = Path(__file__).resolve().parents[5] / "shared" / "golden"
 RIVALS = Path(os.environ.get("GOLDEN_RIVALS") or GOLDEN / "rivals")
@@ -166,3 +171,65 @@ def run(model, ids: Tensor, pixels: Tensor, sizes: list | None = None, num_new: 
 def same(got: Tensor, expected: Tensor, atol: float = 2e-4) -> None:
     """Equal to an absolute tolerance; 2e-4 is what was recorded for logits and hidden states."""
     torch.testing.assert_close(got.float(), expected.float(), atol=atol, rtol=0)
+
+
+@contextmanager
+def stored_selection(method: str, slots: list[list[int]]) -> Iterator[None]:
+    """While this lasts, a method keeps in the decoder what was recorded: for cases that rounding decides.
+
+    Args:
+        method: a name in `vscan.METHODS`.
+        slots: for every stage, the visual tokens kept of those that arrive, ascending.
+    """
+
+    class Stored(method_class(method)):
+        def prune(self, stage: Stage) -> Kept:
+            number = stage.memory["stages"] = stage.memory.get("stages", 0) + 1
+            return Kept(stage.visual[0].nonzero()[slots[number - 1], 0].unsqueeze(0))
+
+    with patch.dict(METHODS, {method: Stored}):
+        yield
+
+
+def stage_of(
+    text_model,
+    layer: int,
+    hidden: Tensor,
+    visual: Tensor,
+    num: list[int],
+    valid: Tensor | None = None,
+    before: Tensor | None = None,
+) -> Stage:
+    """A stage on given hidden states, positions 0, 1, 2, ..., for functions that need no whole prompt.
+
+    Args:
+        text_model: whose layers rank.
+        layer: the layer about to run.
+        hidden: [B, S, D].
+        visual: bool [B, S].
+        num: visual tokens to keep, one int an item.
+        valid: bool [B, S], columns that are no padding, which is on the right; None where there is none.
+        before: [B, S, D], the input of the layer before.
+    """
+    filled = torch.ones_like(visual) if valid is None else valid
+    text = filled & ~visual
+    positions = torch.arange(hidden.shape[1]).unsqueeze(0)
+    with torch.no_grad():
+        rotary = text_model.rotary_emb(hidden, positions)
+    return Stage(
+        layer=layer,
+        hidden=hidden,
+        visual=visual,
+        text=text,
+        num=num,
+        arriving=visual.sum(dim=1).tolist(),
+        entry=Entry(hidden, visual, text, int(text.sum(dim=1).max())),
+        memory={},
+        positions=positions,
+        rotary=rotary,
+        final_norm=text_model.norm,
+        last=filled.sum(dim=1) - 1,
+        allowed=valid,
+        layers=list(text_model.layers[max(layer - 1, 0) : layer + 1]),
+        inputs=[hidden if before is None else before, hidden],
+    )
