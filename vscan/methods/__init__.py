@@ -15,6 +15,8 @@ METHODS: dict = {
     "fastervlm": "vscan.methods.vispruner:FasterVLM",
     "random": "vscan.methods.random:Random",
     "downsample": "vscan.methods.downsample:Downsample",
+    "fastv": "vscan.methods.fastv:FastV",
+    "pdrop": "vscan.methods.pdrop:PyramidDrop",
 }
 
 
