@@ -17,6 +17,7 @@ METHODS: dict = {
     "downsample": "vscan.methods.downsample:Downsample",
     "fastv": "vscan.methods.fastv:FastV",
     "pdrop": "vscan.methods.pdrop:PyramidDrop",
+    "sparsevlm": "vscan.methods.sparsevlm:SparseVLM",
 }
 
 
