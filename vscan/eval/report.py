@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .benchmarks import BENCHMARKS
+from .columns import NOT_IN_MEAN, beside, columns_of, mean_retained
 from .records import write_whole
-from .runs import JUDGED, MODELS, Column, Run, comparable, cost, read_published, read_runs, retained
+from .runs import JUDGED, Column, Run, comparable, cost, read_runs, retained
 
 TITLES = {("mme", "perception"): "MME-P", ("mme", "total"): "MME"}
-NOT_IN_MEAN = {("mme", "perception"), *((name, JUDGED) for name in BENCHMARKS)}  # of a total, or beside an accuracy
 FEWER_ROWS = "*"
 CSV_HEADER = (
     *("family", "run", "method", "benchmark", "part", "value", "retained"),
@@ -33,19 +33,6 @@ def _shown(value: float | None, run: Run) -> str:
     if run.source:
         return str(value).removesuffix(".0") if value >= 1000 else str(value)
     return f"{value:.2f}" if value <= 5 else f"{value:.1f}" if value < 1000 else f"{value:.0f}"
-
-
-def mean_retained(run: Run, runs: list[Run], columns: list[Column]) -> tuple[float | None, int]:
-    """The mean of what is retained over benchmarks, and over how many; of MME the total counts."""
-    kept = [value for column, value in retained(run, runs).items() if column in columns and column not in NOT_IN_MEAN]
-    return (sum(kept) / len(kept) if kept else None), len(kept)
-
-
-def columns_of(runs: Iterable[Run]) -> list[Column]:
-    """All columns that runs fill, benchmarks in their order."""
-    order = list(BENCHMARKS)
-    found = dict.fromkeys(column for run in runs for column in run.scores)
-    return sorted(found, key=lambda column: order.index(column[0]))
 
 
 def _of(number: int, total: int) -> str:
@@ -89,16 +76,6 @@ def _table(lines: list[list[str]]) -> str:
         + " |\n"
         for line in [lines[0], rule, *lines[1:]]
     )
-
-
-def beside(runs: list[Run], family: str, columns: list[Column]) -> list[Run]:
-    """The published rows to print beside a family's runs: of its model and of the methods that were run, where they
-    fill a column, with the dense rows of the same sources; where there are none, the dense rows of VScan's tables."""
-    methods = {run.method for run in runs if run.family == family}
-    rows = [row for row in read_published(MODELS.get(family)) if set(columns) & row.scores.keys()]
-    sources = {row.source for row in rows if row.method in methods - {"dense"}}
-    sources = sources or {row.source for row in rows if row.source.startswith("VScan")}
-    return [row for row in rows if row.source in sources and row.method in methods | {"dense"}]
 
 
 def markdown(runs: list[Run], notes: Iterable[str] = ()) -> str:

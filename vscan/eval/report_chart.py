@@ -5,7 +5,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from .chart import COLOURS, GREY, MARKERS
-from .report import beside, columns_of, mean_retained
+from .columns import beside, columns_of, mean_retained
 from .runs import Run, comparable, cost
 
 
