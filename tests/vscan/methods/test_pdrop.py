@@ -56,6 +56,15 @@ def test_every_stage_leaves_the_same_share_of_what_arrives():
     assert len(set(PyramidDrop().schedule(0.6, 32, None).layers.values())) == 1
 
 
+def test_a_ratio_that_gives_whole_tokens_gives_all_of_them():
+    for num_tokens, ratio in ((540, 3), (576, 2), (686, 7)):
+        budgets = [num_tokens // ratio**power for power in (1, 2, 3)]
+        average = (num_tokens + sum(budgets)) // 4
+        assert list(PyramidDrop().schedule(average, 32, num_tokens).layers.values()) == budgets
+        by_share = PyramidDrop().schedule((num_tokens + sum(budgets)) / num_tokens / 4, 32, None).layers
+        assert numbers(by_share, 32, num_tokens)[8::8] == budgets
+
+
 @pytest.mark.parametrize("num_tokens", [None, 576])
 def test_shares_meet_the_average_by_counting(num_tokens):
     for average in (0.27, 0.3, 1 / 3, 0.5, 0.9, 1.0):
