@@ -18,6 +18,8 @@ METHODS: dict = {
     "fastv": "vscan.methods.fastv:FastV",
     "pdrop": "vscan.methods.pdrop:PyramidDrop",
     "sparsevlm": "vscan.methods.sparsevlm:SparseVLM",
+    "hired": "vscan.methods.hired:HiRED",
+    "tome": "vscan.methods.tome:ToMe",
 }
 
 
