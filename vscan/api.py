@@ -1,72 +1,56 @@
 """`reduce(model, ...)` for a with block, `apply(model, ...)` for a handle: what a user calls."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
 from .cache import Force, PromptState
 from .compat import check
-from .config import Budget, ReductionConfig, check_arriving, count
+from .config import Budget, ReductionConfig
 from .methods import make_method
-from .models import defaults, installer, unwrapped
+from .models import family_of, unwrapped
+from .models.towers import TowerMemory
+from .plan import Plan
 from .stats import Stats, collect
 
 
 class Reduction:
-    """A reduction in force on one model: what was asked for, how it fits that model, and what the last prompt became.
+    """A reduction of one model: what was asked for, how it fits that model, and what the last prompt became.
 
     Args:
+        model: the model that generates.
         config: what was asked for.
-        defaults: the model's own hyper-parameters of that method (from its config), below those in `config`.
+        processor: of the model, for methods that read text.
+        text: what methods read that do, one text a prompt; it may be set anew before every call.
 
     Raises:
-        ValueError: if the method has no such hyper-parameter, or a value is none.
+        ValueError: for a budget, a layer, a hyper-parameter or a model that does not fit.
     """
 
-    def __init__(self, config: ReductionConfig, defaults: dict | None = None):
-        self.config = config
-        self.method = make_method(config.method, {**(defaults or {}), **config.fields})
+    def __init__(self, model: nn.Module, config: ReductionConfig, processor=None, text: list[str] | None = None):
+        self.family = family_of(model)
+        of_checkpoint = (getattr(model.config, "reduction", None) or {}).get(config.method) or {}
+        fields = {**self.family.defaults(config.method), **of_checkpoint, **config.fields}
+        self.config, self.method = config, make_method(config.method, fields)
+        self.fitted = self.family.fit(config, self.method)
+        self.method.prepare(model, processor)
+        self.text = text
+        self.tower_memory: TowerMemory | None = None
         self.last: PromptState | None = None
         self.force = Force()
         self._undo: Callable[[], None] | None = None
 
-    def fit(
-        self,
-        num_tokens: int | None,
-        num_vision_layers: int,
-        num_decoder_layers: int,
-        compact_positions: bool,
-        text_config,
-        rank_with_rotary: bool = True,
-    ) -> None:
-        """Called by the model's adapter: check the reduction against the model and settle what depends on it.
+    def install(self) -> None:
+        """Put it in force."""
+        self._undo = self.family.install(self)
 
-        Args:
-            num_tokens: visual tokens of a view; None where views vary in size.
-            num_vision_layers, num_decoder_layers: depth of the vision encoder and of the decoder.
-            compact_positions: what positions="auto" means on this model.
-            text_config: the decoder's config, for FLOPs.
-            rank_with_rotary: whether the decoder's ranking applies the rotary embedding.
+    def plan(self, **inputs) -> Plan:
+        """What will become of a prompt, without running the decoder: of the keywords of the model's call.
 
         Raises:
-            ValueError: for a layer that the model does not have, or a count above what arrives there.
+            ValueError: for a call without pictures.
         """
-        for layer, _ in self.config.layers:
-            if layer >= num_decoder_layers:
-                raise ValueError(f"layers: expected decoder layers 0 to {num_decoder_layers - 1}, got {layer}")
-        check_arriving(self.config, num_tokens, text_config.max_position_embeddings)
-        budget = self.config.visual_tokens
-        self.num_tokens = num_tokens
-        self.num_kept = None if num_tokens is None else count(num_tokens, budget)
-        if num_tokens is None:
-            self.reduces_views = budget is not None and not (isinstance(budget, float) and budget == 1)
-        else:
-            self.reduces_views = self.num_kept < num_tokens
-        if self.reduces_views:
-            self.method.check(num_vision_layers)
-        self.compact_positions = {"auto": compact_positions, "compact": True, "original": False}[self.config.positions]
-        self.text_config = text_config
-        self.rank_with_rotary = rank_with_rotary
+        return Plan.of(self.fitted, self.family.prompt_of(inputs))
 
     def kept(self, stage: int = -1) -> Tensor:
         """Which columns of the last prompt a stage left.
@@ -101,52 +85,63 @@ class Reduction:
         return self.last
 
 
-def apply(
-    model: nn.Module,
-    method: str = "vscan",
-    visual_tokens: Budget | None = None,
-    layers=None,
-    positions: str = "auto",
-    **fields,
-) -> Reduction:
-    """Reduce the visual tokens of a model until the returned handle's `remove()` is called.
-
+ARGUMENTS = """
     Args:
         model: a stock transformers model (LlavaForConditionalGeneration, LlavaNextForConditionalGeneration,
-            Qwen2_5_VLForConditionalGeneration) or one loaded by `llava.model.builder`.
+            Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration) or one loaded by
+            `llava.model.builder`.
         method: a name in `vscan.METHODS`.
-        visual_tokens: tokens kept per image after the vision encoder: a count, or a share in (0, 1]; None keeps all.
-        layers: {decoder layer: budget}: before that layer visual tokens are pruned to the budget; a count is per
-            image, a share is of the tokens that are left.
-        positions: "auto", "compact" or "original".
+        visual_tokens: tokens kept per view (image, crop, frame) after the vision encoder: a count, or a share in
+            (0, 1]; None keeps all.
+        layers: {decoder layer: budget}: before that layer visual tokens are pruned to the budget; a count is per view,
+            a share is of the tokens that are left.
+        average: instead of both, visual tokens of a view on average over the decoder's layers, a count or a share.
+        preset: instead of both, the name of a published schedule of the method.
+        positions: "auto" (the method's, and the model's), "compact" or "original".
+        processor: of the model, where a method reads text.
+        text: one text a prompt, where a method reads text; None takes it from the prompt.
         **fields: the method's hyper-parameters, such as window=6 or important_ratio=0.75.
 
     Raises:
         ValueError: for a budget, a layer or a model that does not fit, naming what was expected and what came.
         LibraryChanged: if transformers does not do what this version of vscan was tested with (`vscan.compat`).
     """
-    return apply_config(model, ReductionConfig(method, visual_tokens, layers or (), positions, fields))
 
 
-def apply_config(model: nn.Module, config: ReductionConfig) -> Reduction:
+def apply(
+    model: nn.Module,
+    method: str = "vscan",
+    visual_tokens: Budget | None = None,
+    layers: Mapping[int, Budget] | None = None,
+    average: Budget | None = None,
+    preset: str | None = None,
+    positions: str = "auto",
+    processor=None,
+    text: list[str] | None = None,
+    **fields,
+) -> Reduction:
+    """Reduce the visual tokens of a model until the returned handle's `remove()` is called."""
+    config = ReductionConfig(method, visual_tokens, layers or (), positions, fields, average, preset)
+    return apply_config(model, config, processor, text)
+
+
+def apply_config(model: nn.Module, config: ReductionConfig, processor=None, text=None) -> Reduction:
     """`apply` for a configuration that is at hand."""
     model = unwrapped(model)
-    install = installer(model)
-    of_checkpoint = (getattr(model.config, "reduction", None) or {}).get(config.method)
-    reduction = Reduction(config, {**defaults(model, config.method), **(of_checkpoint or {})})
+    reduction = Reduction(model, config, processor, text)
     check(model)
-    reduction._undo = install(reduction)
+    reduction.install()
     return reduction
 
 
 class Reducing:
     """`apply` for the length of a with block; may be entered again."""
 
-    def __init__(self, model: nn.Module, config: ReductionConfig):
-        self.model, self.config, self.reductions = model, config, []
+    def __init__(self, *arguments):
+        self.arguments, self.reductions = arguments, []
 
     def __enter__(self) -> Reduction:
-        self.reductions.append(apply_config(self.model, self.config))
+        self.reductions.append(apply_config(*self.arguments))
         return self.reductions[-1]
 
     def __exit__(self, *error) -> None:
@@ -157,13 +152,21 @@ def reduce(
     model: nn.Module,
     method: str = "vscan",
     visual_tokens: Budget | None = None,
-    layers=None,
+    layers: Mapping[int, Budget] | None = None,
+    average: Budget | None = None,
+    preset: str | None = None,
     positions: str = "auto",
+    processor=None,
+    text: list[str] | None = None,
     **fields,
 ) -> Reducing:
-    """`apply` for the length of a with block; the arguments are the same.
+    """Reduce the visual tokens of a model for the length of a with block.
 
     While it is in force, every thread that runs this model gets it reduced. A cache that it has filled is refused
     afterwards, and the model cannot be copied or pickled meanwhile.
     """
-    return Reducing(model, ReductionConfig(method, visual_tokens, layers or (), positions, fields))
+    config = ReductionConfig(method, visual_tokens, layers or (), positions, fields, average, preset)
+    return Reducing(model, config, processor, text)
+
+
+apply.__doc__, reduce.__doc__ = apply.__doc__ + "\n" + ARGUMENTS, reduce.__doc__ + ARGUMENTS

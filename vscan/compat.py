@@ -30,6 +30,7 @@ _PLACES = {
     "SentencePieceBackend": "transformers.tokenization_utils_sentencepiece",
     "apply_rotary_pos_emb": "transformers.models.llama.modeling_llama",
     "capture_outputs": "transformers.utils.output_capturing",
+    "get_anyres_image_grid_shape": "transformers.models.llava_next.modeling_llava_next",
     "image_size_to_num_patches": "transformers.models.llava_next.modeling_llava_next",
     "init_empty_weights": "accelerate",
     "merge_with_config_defaults": "transformers.utils.generic",
@@ -99,9 +100,8 @@ def cache_size(cache: Cache) -> tuple[int | None, torch.dtype | None]:
 def causal_mask(
     config, hidden: Tensor, attention_mask: Tensor | None, cache: Cache | None, layer_idx: int, may_skip: bool
 ):
-    """The mask of one layer, sized on what the cache holds for that layer.
-
-    No positions are given: those with gaps would be read as packed sequences.
+    """The mask of one layer, sized on what the cache holds for that layer; no positions are given: those with gaps
+    would be read as packed sequences.
 
     Args:
         hidden: [B, S, D], the layer's input.
@@ -252,6 +252,11 @@ def clip_entry(tower: nn.Module, embedded: Tensor) -> Tensor:
 def run_clip_block(block: nn.Module, hidden: Tensor) -> Tensor:
     """One block, without a mask."""
     return block(hidden, None)
+
+
+def clip_parts(block: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
+    """What makes values and the output in a block's attention, the norm behind it, the MLP; `projections` the rest."""
+    return block.self_attn.v_proj, block.self_attn.out_proj, block.layer_norm2, block.mlp
 
 
 def vision_windows(tower: nn.Module, grid_thw: Tensor, keywords: dict) -> Tensor | None:

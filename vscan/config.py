@@ -101,6 +101,9 @@ class ReductionConfig:
         visual_tokens: tokens kept per view after the vision encoder (`count` says how); None keeps all.
         layers: {decoder layer: budget}: before that layer (0-based) visual tokens are pruned to the budget; an int is
             a count per view.
+        average: instead of both budgets, the visual tokens of a view on average over the decoder's layers, a count or
+            a share: the method's own way there (`Method.schedule`).
+        preset: instead of both budgets, the name of a published schedule of the method (`Method.presets`).
         positions: "compact" renumbers positions without gaps after a reduction, "original" leaves every token at the
             position it had, "auto" is what the method's authors did on that model.
         fields: the method's own hyper-parameters, where they differ from its defaults.
@@ -114,6 +117,8 @@ class ReductionConfig:
     layers: tuple[tuple[int, Budget], ...] = ()
     positions: str = "auto"
     fields: Mapping[str, Any] = field(default_factory=dict)
+    average: Budget | None = None
+    preset: str | None = None
 
     def __post_init__(self):
         from .methods import METHODS
@@ -125,6 +130,12 @@ class ReductionConfig:
         if self.visual_tokens is not None:
             object.__setattr__(self, "visual_tokens", check_budget(self.visual_tokens, "visual_tokens"))
         object.__setattr__(self, "layers", check_layers(self.layers))
+        if self.average is not None:
+            object.__setattr__(self, "average", check_budget(self.average, "average"))
+        given = [name for name in ("average", "preset") if getattr(self, name) is not None]
+        given += ["visual_tokens and layers"] if self.visual_tokens is not None or self.layers else []
+        if len(given) > 1:
+            raise ValueError(f"expected one of average, preset, or visual_tokens and layers, got {' and '.join(given)}")
         object.__setattr__(self, "fields", dict(self.fields))
 
     @classmethod
@@ -153,15 +164,6 @@ class ReductionConfig:
             "visual_tokens": self.visual_tokens,
             "layers": [list(stage) for stage in self.layers],
             "positions": self.positions,
+            **{name: getattr(self, name) for name in ("average", "preset") if getattr(self, name) is not None},
             **self.fields,
         }
-
-
-def prune_layer_of(config: dict) -> int:
-    """The decoder layer before which VScan prunes: the middle one, or `prune_layer` in a checkpoint's `reduction`.
-
-    Args:
-        config: a checkpoint's, as a dict.
-    """
-    middle = (config.get("text_config") or config).get("num_hidden_layers", 32) // 2
-    return (config.get("reduction") or {}).get("prune_layer", middle)

@@ -7,7 +7,6 @@ packed sequences.
 """
 
 import weakref
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -28,14 +27,11 @@ from .compat import (
     rotary_of,
     take_cache,
 )
-from .config import Budget, count
 from .masks import all_true, padding_mask
+from .methods.base import Entry, Stage
+from .plan import Plan
 from .prompt import Segment, VisualPrompt
-from .select.attention import device_of, prompt_rows
-from .select.scan import top
-
-# Before layer k: the hidden states [B, S, D], which columns are valid (bool, or None for all), and their positions.
-Boundary = Callable[[int, Tensor], tuple[Tensor, Tensor | None, Tensor]]
+from .select.attention import device_of, queries_and_keys
 
 
 class Decoder:
@@ -105,21 +101,19 @@ class Decoder:
             cache = DynamicCache(config=self.config)
         if position_ids is not None and position_ids.ndim == 3:
             position_ids = position_ids[-3:]  # M-RoPE; text positions, which serve to make masks, may come first
-        given = (hidden, attention_mask, position_ids, cache)
         num_layers, num_new = self.config.num_hidden_layers, hidden.shape[1]
+        given = (hidden, attention_mask, position_ids, cache)
         if visual_prompt is not None:
-            state, starts, boundary = _prefill(self, visual_prompt, *given)
+            prompt = Prefill(self, visual_prompt, *given)
         else:
-            state = cache.visual_prompt_state
-            starts, boundary = _decode(state, *given)
+            prompt = Decoding(cache.visual_prompt_state, *given)
             before, _ = held(cache, 0)
 
         for index, layer in enumerate(self.layers[:num_layers]):
-            if index in starts:
-                hidden, valid, positions = boundary(index, hidden)
-                # A mask of columns is here because it masks something.
-                mask = causal_mask(self.config, hidden, valid, cache, index, may_skip=valid is None)
-                rotary = rotary_of(self, hidden, positions)
+            if index in prompt.starts:
+                hidden, valid, positions = prompt.start(index, hidden)
+                mask, rotary = self.masks(hidden, valid, cache, index), self.rotary(hidden, positions)
+            prompt.before = hidden
             hidden = layer(
                 hidden,
                 attention_mask=mask,
@@ -129,7 +123,9 @@ class Decoder:
                 **{CACHE: cache},
                 **kwargs,
             )
+            hidden = self.after_layer(index, hidden, prompt)
         if visual_prompt is not None:
+            state = prompt.state
             state.cached = None if cache is None else check_prefill(cache, state, num_layers)
             visual_prompt.cache = None if cache is None else weakref.ref(cache)
             self.reduction.last = state
@@ -137,99 +133,141 @@ class Decoder:
             check_step(cache, before, num_new)
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden), **{CACHE: cache})
 
-    def layer_prune(self, layer_idx: int, hidden: Tensor, segment: Segment, budget: Budget, num_columns: int):
-        """Keep the visual tokens that the last prompt token attends to most, in the layer about to run.
-
-        S_text = mean_h softmax(Q_last K^T / sqrt(d)), with that layer's own norm, q and k, and its rotary embedding
-        unless the model is ranked without; the softmax runs over the whole causal row, text included (VScan, section
-        4). Every visual token of a row competes.
+    def layer_prune(self, layer_idx: int, hidden: Tensor, segment: Segment, *prompt) -> tuple[Tensor, Segment]:
+        """Let the method shorten the prompt before a layer; by default VScan's way, see `Method.prune`.
 
         Args:
             layer_idx: the layer about to run.
             hidden: its input [B, S, D].
             segment: what the columns of `hidden` are.
-            budget: a count per view, or a share of the visual tokens that are left.
-            num_columns: columns of the full prompt; later ones are an answer under way.
+            prompt: the `Prefill` under way.
 
         Returns:
-            The shortened hidden states and the segment that begins here; both unchanged where nothing is dropped.
+            The shortened hidden states and the segment that begins here.
         """
-        keep = [
-            count(visual, budget, views)
-            for visual, views in zip(segment.num_visual, segment.prompt.num_views, strict=True)
-        ]
-        if keep == segment.num_visual:
-            return hidden, replace(segment, start=layer_idx)
+        (prompt,) = prompt
+        fitted, planned = self.reduction.fitted, prompt.planned[layer_idx]
         layer = self.layers[layer_idx]
         hidden = hidden.to(device_of(layer))
         segment = segment.to(hidden.device)
-        query, allowed = segment.query(num_columns)
-        rotary = rotary_of(self, hidden, segment.positions) if self.reduction.rank_with_rotary else None
-        scores = self.reduction.method.scores(prompt_rows(layer, hidden, query, rotary, allowed))
-        best = top(scores.masked_fill(~segment.visual, -torch.inf), max(keep))  # B max(keep)
-        kept = torch.ones_like(best, dtype=torch.bool)
-        if min(keep) < max(keep):
-            rank = torch.arange(max(keep), device=hidden.device)
-            kept = rank < torch.tensor(keep, device=hidden.device).unsqueeze(1)
-        kept = torch.zeros_like(segment.visual).scatter_(1, best, kept)
-        return segment.shorten(hidden, kept, keep, layer_idx, self.reduction.compact_positions)
-
-
-def _prefill(model, prompt: VisualPrompt, hidden, attention_mask, position_ids, cache):
-    """Set up the pass over a prompt: its state, the layers where a segment starts, and the function that starts it."""
-    if cache is not None and int(cache.get_seq_length()) > 0:
-        raise ValueError(
-            f"a prompt with images needs an empty cache while visual tokens are reduced, got one that holds "
-            f"{int(cache.get_seq_length())} tokens: re-using a cache across turns is not supported"
+        last, allowed = segment.query(prompt.num_columns)
+        back = fitted.method.needs.back
+        stage = Stage(
+            layer=layer_idx,
+            hidden=hidden,
+            visual=segment.visual,
+            text=segment.text(prompt.num_columns),
+            num=planned.num,
+            arriving=segment.num_visual,
+            entry=prompt.entry,
+            memory=prompt.memory,
+            positions=segment.positions,
+            rotary=self.rotary(hidden, segment.positions) if fitted.rank_with_rotary else None,
+            final_norm=self.norm,
+            last=last,
+            allowed=allowed,
+            layers=[*self.layers[layer_idx - back : layer_idx], layer],
+            inputs=[*[prompt.before][:back], hidden],
+            queries_keys=self.queries_keys,
         )
-    prompt.entered = True
-    call = generation.get()
-    if call is not None:
-        call.encoded, call.reduced = False, cache is not None
-    budgets = dict(model.reduction.config.layers)
-    num_columns = (call and call.num_columns) or hidden.shape[1]
-    segment = Segment.whole(prompt, hidden, padding_mask(attention_mask, hidden.shape[1]), position_ids)
-    positions = segment.positions
-    following = positions.amax(dim=(0, 2) if positions.ndim == 3 else 1).unsqueeze(-1) + 1
-    state = PromptState(hidden.shape[1], following, [])
-    if cache is not None:
-        hold(cache, state, model.reduction.force)
+        return segment.shorten(hidden, fitted.method.prune(stage), planned, fitted.compact_positions)
 
-    def boundary(index: int, hidden: Tensor):
-        nonlocal segment
+    # What differs between text models; another one overrides these.
+
+    def masks(self, hidden: Tensor, valid: Tensor | None, cache, index: int):
+        """The attention mask of the layers from `index` on; a mask of columns is here because it masks something."""
+        return causal_mask(self.config, hidden, valid, cache, index, may_skip=valid is None)
+
+    def rotary(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """The rotary embeddings (cos, sin) of positions [B or 1, S], or [3, B or 1, S]."""
+        return rotary_of(self, hidden, positions)
+
+    def queries_keys(self, layer, hidden: Tensor, columns: Tensor, rotary) -> tuple[Tensor, Tensor]:
+        """Queries of some columns and keys of all, as a layer makes them: `vscan.select.attention.queries_and_keys`."""
+        return queries_and_keys(layer, hidden, columns, rotary)
+
+    def after_layer(self, index: int, hidden: Tensor, prompt) -> Tensor:
+        """What a layer gave, on its way to the next one."""
+        return hidden
+
+
+class Prefill:
+    """A prompt on its way through the layers.
+
+    Args:
+        model: the text model.
+        prompt: where its visual tokens are.
+        hidden: [B, L, D].
+        attention_mask, position_ids, cache: as the loop got them.
+
+    Raises:
+        ValueError: for a cache that holds something.
+    """
+
+    def __init__(self, model, prompt: VisualPrompt, hidden, attention_mask, position_ids, cache):
+        if cache is not None and int(cache.get_seq_length()) > 0:
+            raise ValueError(
+                f"a prompt with images needs an empty cache while visual tokens are reduced, got one that holds "
+                f"{int(cache.get_seq_length())} tokens: re-using a cache across turns is not supported"
+            )
+        prompt.entered = True
+        call = generation.get()
+        if call is not None:
+            call.encoded, call.reduced = False, cache is not None
+        self.model, self.fitted = model, model.reduction.fitted
+        self.num_columns = (call and call.num_columns) or hidden.shape[1]
+        self.segment = Segment.whole(prompt, hidden, padding_mask(attention_mask, hidden.shape[1]), position_ids)
+        stages = Plan.of(self.fitted, prompt).stages
+        self.whole, self.planned = stages[0], {stage.start: stage for stage in stages[1:]}
+        self.starts = {0, *self.planned}
+        self.entry, self.memory, self.before = None, {}, None
+        positions = self.segment.positions
+        following = positions.amax(dim=(0, 2) if positions.ndim == 3 else 1).unsqueeze(-1) + 1
+        self.state = PromptState(hidden.shape[1], following, [])
+        if cache is not None:
+            hold(cache, self.state, model.reduction.force)
+
+    def start(self, index: int, hidden: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Begin a segment: the hidden states [B, S, D], which columns are valid (None for all), and their positions."""
         if index == 0:
-            hidden, segment = segment.drop_empty(hidden, model.reduction.compact_positions)
-            state.segments.append(segment)
-        if index in budgets:
-            hidden, segment = model.layer_prune(index, hidden, segment, budgets[index], num_columns)
-            state.segments.append(segment)
-        return hidden, segment.valid, segment.positions
+            hidden, self.segment = self.segment.drop_empty(hidden, self.whole, self.fitted.compact_positions)
+            self.state.segments.append(self.segment)
+            if self.planned:
+                num_text = max(v - n for v, n in zip(self.whole.num_valid, self.whole.num_visual, strict=True))
+                self.entry = Entry(hidden, self.segment.visual, self.segment.text(self.num_columns), num_text)
+        if index in self.planned:
+            if self.planned[index].num is None:
+                self.segment = replace(self.segment, start=index)
+            else:
+                hidden, self.segment = self.model.layer_prune(index, hidden, self.segment, self)
+            self.state.segments.append(self.segment)
+        return hidden, self.segment.valid, self.segment.positions
 
-    return state, {0, *budgets}, boundary
 
+class Decoding:
+    """Tokens that follow a reduced prompt; arguments as of `Prefill`."""
 
-def _decode(state: PromptState, hidden, attention_mask, position_ids, cache):
-    """Set up the pass over tokens that follow a reduced prompt: where segments start, and the function for it."""
-    segments = state.by_start
-    if position_ids is None:
-        position_ids = state.positions_after(cache.get_seq_length(), hidden.shape[1])
-    after = None
-    if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
-        after = attention_mask[:, state.length :] != 0
-        if segments[0].valid is None and all_true(after):
-            after = None
+    def __init__(self, state: PromptState, hidden, attention_mask, position_ids, cache):
+        self.segments, self.cache, self.before = state.by_start, cache, None
+        self.starts = self.segments.keys()
+        if position_ids is None:
+            position_ids = state.positions_after(cache.get_seq_length(), hidden.shape[1])
+        self.position_ids, self.after = position_ids, None
+        if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
+            self.after = attention_mask[:, state.length :] != 0
+            if self.segments[0].valid is None and all_true(self.after):
+                self.after = None
 
-    def boundary(index: int, hidden: Tensor):
-        segment = segments[index].to(hidden.device)
-        positions = position_ids.to(hidden.device) - segment.removed
-        if segment.valid is None and after is None:
+    def start(self, index: int, hidden: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """As `Prefill.start`."""
+        segment = self.segments[index].to(hidden.device)
+        positions = self.position_ids.to(hidden.device) - segment.removed
+        if segment.valid is None and self.after is None:
             return hidden, None, positions
-        num_keys, _ = cache.get_mask_sizes(hidden.shape[1], index)
-        before, behind = segment.valid, after
+        num_keys, _ = self.cache.get_mask_sizes(hidden.shape[1], index)
+        before, behind = segment.valid, self.after
         if before is None:
             before = torch.ones_like(segment.visual)
         if behind is None:
             behind = before.new_ones(hidden.shape[0], num_keys - segment.length)
         return hidden, torch.cat((before, behind.to(hidden.device)), dim=1), positions
-
-    return segments.keys(), boundary

@@ -103,12 +103,15 @@ def vscan_schedule(average: int, num_layers: int, layer: int | None = None) -> t
     return 3 * average // 2, ((num_layers // 2, average // 2),)
 
 
-def vscan_shares(average: float, num_layers: int) -> tuple[float, tuple[tuple[int, float], ...]]:
+def vscan_shares(
+    average: float, num_layers: int, layer: int | None = None
+) -> tuple[float, tuple[tuple[int, float], ...]]:
     """`vscan_schedule` for images of any size: budgets are shares of the tokens that arrive, rounded down where used.
 
     Args:
         average: visual tokens averaged over the decoder's layers, as a share of those of the dense run; below 2/3.
-        num_layers: layers of the decoder, an even number.
+        num_layers: layers of the decoder, an even number where `layer` is None.
+        layer: the one before which tokens are pruned to a third; None is the middle.
 
     Returns:
         (visual_tokens, ((layer, share),)), what `ReductionConfig` calls `visual_tokens` and `layers`: an average of
@@ -120,6 +123,8 @@ def vscan_shares(average: float, num_layers: int) -> tuple[float, tuple[tuple[in
     if isinstance(average, bool) or not isinstance(average, float) or not 0 < 1.5 * average < 1:
         raise ValueError(f"average: expected a share (float) above 0 and below 2/3, got {average!r}")
     _check_count(num_layers, "num_layers", least=1)
+    if layer is not None and layer != num_layers // 2:
+        return 3 * average * num_layers / (num_layers + 2 * layer), ((layer, 1 / 3),)
     if num_layers % 2:
         raise ValueError(f"num_layers: expected an even count, so that the average is met exactly, got {num_layers}")
     return 1.5 * average, ((num_layers // 2, 1 / 3),)

@@ -46,3 +46,40 @@ def compact(keep: Tensor, length: int) -> tuple[Tensor, Tensor]:
     columns = source.new_zeros(batch, length + 1).scatter_(1, target, source)
     valid = keep.new_zeros(batch, length + 1).scatter_(1, target, keep)
     return columns[:, :length], valid[:, :length]
+
+
+def arrange(text: Tensor, slots: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Columns of text that stay and tokens among them, as [B, length]: no sort, no device sync.
+
+    A token that goes back behind the one before it follows that one at once. Items that hold fewer than `length` are
+    filled up with their first columns that hold nothing.
+
+    Args:
+        text: bool [B, L].
+        slots: long [B, T], the columns that tokens take, in their order; L for none.
+        length: columns of the longest item, or more.
+
+    Returns:
+        Long columns [B, length]; bool [B, length], which hold something; and long [B, length], which token, -1 for
+        none.
+    """
+    batch, width = text.shape
+    valid = slots < width
+    taken = torch.zeros(batch, width + 1, dtype=torch.bool, device=text.device).scatter_(1, slots, True)[:, :-1]
+    unused = ~(text | taken)
+    missing = length - text.sum(dim=1, keepdim=True) - valid.sum(dim=1, keepdim=True)
+    include = text | (unused & (unused.cumsum(dim=1) <= missing))
+    behind = torch.where(valid, slots, 0).cummax(dim=1).values  # the column that a token stands at or behind
+    at_column = torch.zeros_like(text, dtype=torch.long).scatter_add_(1, behind, valid.long())
+    place = torch.where(include, include.cumsum(dim=1) - 1 + at_column.cumsum(dim=1), length)
+    place_of_token = torch.where(valid, valid.cumsum(dim=1) - 1 + include.cumsum(dim=1).gather(1, behind), length)
+
+    def laid_out(empty: int, of_text: Tensor, of_tokens: Tensor) -> Tensor:
+        found = torch.full((batch, length + 1), empty, dtype=torch.long, device=text.device)
+        return found.scatter_(1, place, of_text).scatter_(1, place_of_token, of_tokens)[:, :length]
+
+    source = torch.arange(width, device=text.device).expand(batch, -1)
+    number = torch.arange(slots.shape[1], device=text.device).expand(batch, -1)
+    columns = laid_out(0, source, slots.clamp(max=width - 1))
+    holds = laid_out(0, text.long(), valid.long()) > 0
+    return columns, holds, laid_out(-1, torch.full_like(source, -1), number)

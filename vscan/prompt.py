@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from .masks import compact
+from .kept import Kept, Planned
+from .masks import arrange, compact
 
 
 def placed(kept: Tensor, visual: Tensor) -> Tensor:
@@ -190,6 +191,11 @@ class Segment:
         moved = {name: getattr(self, name) for name in ("columns", "valid", "visual", "positions", "removed")}
         return replace(self, **{name: None if t is None else t.to(device) for name, t in moved.items()})
 
+    def text(self, num_columns: int) -> Tensor:
+        """Columns of the prompt that hold a token of text, bool [B, S]; later ones are an answer under way."""
+        text = ~self.visual & (self.columns < num_columns)
+        return text if self.valid is None else text & self.valid
+
     def query(self, num_columns: int) -> tuple[Tensor, Tensor | None]:
         """The last token of the prompt in every row, and the columns that it may see.
 
@@ -209,61 +215,70 @@ class Segment:
         return query, asks & (index <= query.unsqueeze(1))
 
     def shorten(
-        self, hidden: Tensor, kept: Tensor, num_kept: list[int], start: int, compact_positions: bool
+        self, hidden: Tensor, kept: Kept, planned: Planned, compact_positions: bool
     ) -> tuple[Tensor, "Segment"]:
         """Drop the visual tokens that are not kept; text stays, order stays.
 
         Args:
             hidden: [B, S, D].
-            kept: bool [B, S], a subset of `visual`.
-            num_kept: kept visual tokens per row.
-            start: first layer of the segment that begins here.
+            kept: slots in [0, S); ascending, unless there are values.
+            planned: how many are kept, and the layer that begins.
             compact_positions: close the gaps in the positions, which for M-RoPE means to number the tokens as text;
                 else every token stays at its own.
 
         Returns:
-            [B, S', D] and the new segment; S' is the longest row, shorter rows are filled up and masked.
+            [B, S', D] and the new segment; S' is the longest item, shorter ones are filled up and masked.
         """
-        num_valid = [
-            valid - visual + keep for valid, visual, keep in zip(self.num_valid, self.num_visual, num_kept, strict=True)
-        ]
-        length = max(num_valid)
-        dropped = self.visual & ~kept
-        stay = ~dropped if self.valid is None else self.valid & ~dropped
-        columns, valid = compact(stay, length)
-        hidden = hidden[torch.arange(hidden.shape[0], device=hidden.device).unsqueeze(1), columns]
-        if self.valid is None and min(num_valid) == length:
+        slots = kept.slots if kept.valid is None else torch.where(kept.valid, kept.slots, hidden.shape[1])
+        visual = torch.zeros(*self.visual.shape[:1], hidden.shape[1] + 1, dtype=torch.bool, device=hidden.device)
+        visual = visual.scatter_(1, slots, True)[:, :-1]
+        text = ~self.visual if self.valid is None else self.valid & ~self.visual
+        if kept.values is None:
+            columns, valid = compact(text | visual, planned.length)
+        else:
+            columns, valid, tokens = arrange(text, slots, planned.length)
+        items = torch.arange(hidden.shape[0], device=hidden.device).unsqueeze(1)
+        hidden = hidden[items, columns]
+        if kept.values is not None:
+            given = kept.values.to(hidden.dtype)[items, tokens.clamp(min=0)]
+            hidden = torch.where((tokens >= 0).unsqueeze(-1), given, hidden)
+        if self.valid is None and min(planned.num_valid) == planned.length:
             valid = None
         else:  # fillers are masked, but what they hold may not be finite, and NaN times zero is NaN
             hidden = hidden.masked_fill(~valid.unsqueeze(-1), 0)
-        axes = self.positions.shape[:-2]  # none, or 3 for M-RoPE
-        positions, removed = self.positions.expand(*axes, *stay.shape), self.removed
-        if compact_positions and axes:
-            # What follows comes after the largest coordinate, and is to come after the last token.
-            num_left = torch.tensor(num_valid, device=hidden.device)
-            removed = removed + (positions.amax(dim=(0, 2)) + 1 - num_left).unsqueeze(1)
-            positions = (stay.cumsum(dim=1) - 1).clamp(min=0).expand(*axes, -1, -1)
-        elif compact_positions:
-            positions = positions - dropped.cumsum(dim=1)
-            removed = removed + dropped.sum(dim=1, keepdim=True)
+        positions, removed = self.positions_of(columns, valid, compact_positions)
         return hidden, replace(
             self,
-            start=start,
+            start=planned.start,
             columns=self.columns.gather(1, columns),
             valid=valid,
-            visual=kept.gather(1, columns),
-            positions=positions.gather(-1, columns.expand(*axes, -1, -1)),
+            visual=visual.gather(1, columns),
+            positions=positions,
             removed=removed,
-            num_visual=num_kept,
-            num_valid=num_valid,
+            num_visual=planned.num_visual,
+            num_valid=planned.num_valid,
         )
 
-    def drop_empty(self, hidden: Tensor, compact_positions: bool) -> tuple[Tensor, "Segment"]:
+    def positions_of(self, columns: Tensor, valid: Tensor | None, compact_positions: bool) -> tuple[Tensor, Tensor]:
+        """The positions of some columns, long [B, S'] or [3, B, S'], and what is to be subtracted from then on."""
+        axes = self.positions.shape[:-2]  # none, or 3 for M-RoPE
+        positions = self.positions.expand(*axes, *self.visual.shape)
+        if not compact_positions:
+            return positions.gather(-1, columns.expand(*axes, -1, -1)), self.removed
+        along = positions[0] if axes else positions
+        first = along[:, :1] if self.valid is None else along.gather(1, self.valid.int().argmax(dim=1, keepdim=True))
+        if valid is None:
+            order, num_left = torch.arange(columns.shape[1], device=columns.device).expand_as(columns), columns.shape[1]
+        else:
+            order, num_left = (valid.cumsum(dim=1) - 1).clamp(min=0), valid.sum(dim=1, keepdim=True)
+        # What follows comes after the largest coordinate, and is to come after the last token.
+        following = positions.flatten(0, -3).amax(dim=(0, 2)) if axes else positions.amax(dim=1)
+        removed = self.removed + following.unsqueeze(1) + 1 - (first + num_left)
+        return (order + first).expand(*axes, -1, -1), removed
+
+    def drop_empty(self, hidden: Tensor, planned: Planned, compact_positions: bool) -> tuple[Tensor, "Segment"]:
         """Drop the placeholders that the vision stage left without a token: the decoder's layer 0 never sees them."""
-        kept, num_kept = self.prompt.kept, self.prompt.num_kept
-        if kept is None or num_kept == self.num_visual:
+        if planned.num_visual == self.num_visual:
             return hidden, self
-        kept = kept.to(self.visual.device)
-        if num_kept is None:
-            num_kept = kept.sum(dim=1).tolist()
-        return self.shorten(hidden, kept, num_kept, 0, compact_positions)
+        slots, valid = compact(self.prompt.kept.to(self.visual.device), max(planned.num_visual))
+        return self.shorten(hidden, Kept(slots, valid=valid), planned, compact_positions)

@@ -81,7 +81,7 @@ class Stats:
 
 def collect(reduction, state: PromptState) -> Stats:
     """Read the counts of a prompt that has run. Reads the kept indices back from the device."""
-    config = reduction.text_config
+    config = reduction.fitted.text_config
     num_layers = config.num_hidden_layers
     size = (config.hidden_size, config.intermediate_size)
     segments = state.by_start

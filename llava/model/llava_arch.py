@@ -1,7 +1,5 @@
 """What makes a language model a LLaVA: a vision tower, a projector, and images in the prompt."""
 
-from contextlib import ExitStack
-
 import torch
 from torch import Tensor, nn
 
@@ -9,9 +7,10 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import select_best_resolution
 from vscan.checks.guards import check_finite
 from vscan.compat import unpad_image
+from vscan.methods.base import Layout
 from vscan.models.encoded import EncodedImages, all_finite
-from vscan.models.install import refuse_copies
-from vscan.models.towers import encode_views, grid_of
+from vscan.models.family import reduce_views
+from vscan.models.towers import clip_views, grid_of
 from vscan.prompt import VisualPrompt, placed
 
 from .multimodal_projector.builder import build_vision_projector
@@ -38,33 +37,17 @@ class LlavaMetaForCausalLM:
         height, width = grid_of(self.model.vision_tower.vision_tower)
         return height * width
 
-    def install_reduction(self, reduction):
-        """Put a `vscan.Reduction` in force; returns the function that undoes it.
+    reduction_family = "llava.model.family:OriginalLlava"
 
-        Raises:
-            ValueError: if one is in force already, or if it does not fit this model.
-        """
-        if self.model.reduction is not None:
-            raise ValueError("expected a dense model, got one that is reduced already: remove that reduction first")
-        reduction.fit(
-            num_tokens=self.tokens_per_view,
-            num_vision_layers=self.model.vision_tower.vision_tower.config.num_hidden_layers,
-            num_decoder_layers=self.config.num_hidden_layers,
-            compact_positions=True,
-            text_config=self.config,
-        )
-        with ExitStack() as undo:
-            undo.callback(setattr, self.model, "reduction", None)
-            self.model.reduction = reduction
-            for part in (self, self.model):
-                refuse_copies(undo, part)
-            return undo.pop_all().close
-
-    def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Encode and project images; under a reduction each keeps its budget (`vscan.models.towers.encode_views`).
+    def encode_images(
+        self, images: Tensor, of_images: list[int] | None = None, layouts: list[Layout] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Encode and project images; under a reduction each keeps its budget (`vscan.models.family.reduce_views`).
 
         Args:
             images: [V, 3, H, W].
+            of_images: views of each picture; None: one.
+            layouts: how the crops of each lie, where one budget is for all crops of a picture.
 
         Returns:
             [V, N, D] in raster order; and which tokens are left, bool [V, N], or None where all are.
@@ -74,11 +57,15 @@ class LlavaMetaForCausalLM:
         """
         tower, project, reduction = self.model.vision_tower, self.model.mm_projector, self.model.reduction
         images = images.to(self.dtype)
-        if reduction is None or reduction.num_kept == reduction.num_tokens:
+        if reduction is None or not reduction.fitted.reduces_views:
             features, kept = project(tower(images)), None
             finite = None if reduction is None else all_finite([features])
         else:
-            features, kept, finite = encode_views(reduction, tower.vision_tower, project, images, tower.select_layer)
+            counts = [1] * len(images) if of_images is None else of_images
+            given = (reduction, tower.vision_tower, project, images, tower.select_layer, counts, layouts)
+            batches, finite = clip_views(*given)
+            reduced = [reduce_views(reduction.fitted, *batch)[:2] for batch in batches]
+            features, kept = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*reduced, strict=True))
         check_finite(finite, features.dtype)
         return features, kept
 
@@ -108,11 +95,7 @@ class LlavaMetaForCausalLM:
         if not len(tiles):
             return torch.cat((base, newline[None].to(base))) if unpad else base
         height, width = grid_of(self.model.vision_tower.vision_tower)
-        if unpad:
-            side = self.model.vision_tower.vision_tower.config.image_size
-            columns = select_best_resolution(image_size, self.config.image_grid_pinpoints)[0] // side
-        else:
-            columns = int(len(tiles) ** 0.5)
+        columns = self.tile_columns(len(tiles), image_size)
         grid = tiles.unflatten(0, (-1, columns)).unflatten(2, (height, width))  # rows columns h w D
         grid = grid.permute(4, 0, 2, 1, 3).flatten(3, 4).flatten(1, 2)  # D rows*h columns*w
         if unpad:
@@ -134,7 +117,7 @@ class LlavaMetaForCausalLM:
             return None
         if isinstance(images, Tensor) and images.ndim == 4:
             encoded, kept = self.encode_images(images)
-            num_kept = [encoded.shape[1] if kept is None else self.model.reduction.num_kept] * len(images)
+            num_kept = [encoded.shape[1] if kept is None else self.model.reduction.fitted.num_kept] * len(images)
             return EncodedImages(
                 pooler_output=list(encoded),
                 kept=None if kept is None else list(kept),
@@ -143,7 +126,11 @@ class LlavaMetaForCausalLM:
             )
         views = [len(crops) for crops in images]
         sizes = [None] * len(views) if image_sizes is None else image_sizes
-        encoded, kept = self.encode_images(torch.cat(list(images)))
+        fitted = None if self.model.reduction is None else self.model.reduction.fitted
+        layouts = None
+        if fitted is not None and fitted.method.needs.group == "image":
+            layouts = [self.layout(number, size) for number, size in zip(views, sizes, strict=True)]
+        encoded, kept = self.encode_images(torch.cat(list(images)), views, layouts)
 
         def packed(crops: Tensor, newline: Tensor | None) -> list[Tensor]:
             pairs = zip(crops.split(views), sizes, strict=True)
@@ -156,8 +143,25 @@ class LlavaMetaForCausalLM:
             kept = [image[:, 0] > 0 for image in packed(kept.to(encoded.dtype).unsqueeze(-1), encoded.new_ones(1))]
             # How many tokens unpadding cuts away depends on the picture.
             fixed = "unpad" not in self.merge_type
-            num_kept = [number * self.model.reduction.num_kept for number in views] if fixed else None
+            num_kept = [fitted.num_kept_of(number) for number in views] if fixed else None
         return EncodedImages(pooler_output=features, kept=kept, num_views=views, num_kept=num_kept)
+
+    def layout(self, num_crops: int, image_size: tuple[int, int] | None) -> Layout | None:
+        """How the crops of a picture lie: token numbers, from 1, sent through `pack_crops`; None for one crop."""
+        if num_crops == 1:
+            return None
+        numbers = torch.arange(1.0, num_crops * self.tokens_per_view + 1).view(num_crops, -1, 1)
+        seen = torch.zeros(num_crops * self.tokens_per_view + 1, dtype=torch.bool)
+        seen[self.pack_crops(numbers, image_size, torch.zeros(1))[:, 0].long()] = True
+        columns = self.tile_columns(num_crops - 1, image_size)
+        return Layout(((num_crops - 1) // columns, columns), seen[1:].view(num_crops, -1))
+
+    def tile_columns(self, num_tiles: int, image_size: tuple[int, int] | None) -> int:
+        """How many tiles lie beside each other."""
+        if "unpad" not in self.merge_type:
+            return int(num_tiles**0.5)
+        side = self.model.vision_tower.vision_tower.config.image_size
+        return select_best_resolution(image_size, self.config.image_grid_pinpoints)[0] // side
 
     def image_length(self, num_crops: int, image_size: tuple[int, int] | None) -> int:
         """Visual tokens of one picture, (width, height), before any reduction."""

@@ -17,11 +17,16 @@ VARIANTS = {
     "vispruner": [{"important_ratio": 0.0}],
     "random": [{"seed": 3}],
 }
+# Methods that reduce nothing after the vision encoder.
+IN_THE_DECODER_ALONE = [name for name in vscan.METHODS if method_class(name).encode is Method.encode]
 CASES = {
     name + "".join(f" {field}={value}" for field, value in fields.items()): (name, fields)
     for name in vscan.METHODS
     for fields in [{}, *VARIANTS.get(name, [])]
 }
+
+
+ENCODING = {case: call for case, call in CASES.items() if call[0] not in IN_THE_DECODER_ALONE}
 
 
 class Called(NamedTuple):
@@ -53,7 +58,7 @@ def views_of(
     num_tokens = grid[0] * grid[1]
     pixels = torch.randn(num_views, 3, 4 * grid[0], 4 * grid[1], generator=generator)
     states = torch.randn(num_views, 1 + num_tokens, WIDTH, generator=generator)
-    rows = {layer: torch.rand(num_views, num_tokens, generator=generator) for layer in method.cls_layers}
+    rows = {layer: torch.rand(num_views, num_tokens, generator=generator) for layer in method.needs.rows}
     if alike:
         pixels, states = torch.ones_like(pixels), torch.ones_like(states)
         rows = {layer: torch.ones_like(row) for layer, row in rows.items()}
@@ -63,7 +68,7 @@ def views_of(
 def changed(views: Views, function, project=None) -> Views:
     """The same views with every tensor put through a function, and perhaps with a projector."""
     rows = {layer: function(row) for layer, row in views.rows.items()}
-    given = (function(views.pixel_values), function(views.features), rows, views.grid)
+    given = (function(views.pixels), function(views.features), rows, views.grid)
     return Views(*given, project or views.project)
 
 
@@ -74,14 +79,16 @@ def picked(views: Views, indices: list[int]) -> Views:
 
 def cast(views: Views, dtype: torch.dtype) -> Views:
     """Pixels and features in another dtype; attention is always float32."""
-    given = (views.pixel_values.to(dtype), views.features.to(dtype), views.rows, views.grid)
+    given = (views.pixels.to(dtype), views.features.to(dtype), views.rows, views.grid)
     return Views(*given, views.project)
 
 
 def call(method: Method, views: Views, num: int) -> Called:
     """Let a method reduce every view to `num` tokens."""
-    values, slots = method.encode(views, num)
-    return Called(slots, values)
+    kept = method.encode(views, num)
+    if kept.values is None:
+        kept = kept._replace(values=views.project(views.features.take_along_dim(kept.slots.unsqueeze(-1), dim=1)))
+    return Called(kept.slots, kept.values)
 
 
 def rank(method: Method, rows: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from contracts.calling import CASES, WIDTH, call, cast, changed, make, picked, rank, rows_of, views_of
+from contracts.calling import CASES, ENCODING, WIDTH, call, cast, changed, make, picked, rank, rows_of, views_of
 from helpers import close
 
 # Methods whose tokens are no single ones of the tower's.
@@ -28,6 +28,7 @@ GRIDS = {"square": (12, 12), "oblong": (5, 7), "line": (1, 9), "windows": (8, 4)
 NUMS = (1, 2, 5, 8)
 
 every_case = pytest.mark.parametrize("case", CASES)
+every_encoder = pytest.mark.parametrize("case", ENCODING)
 every_grid = pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
 
 
@@ -54,7 +55,7 @@ def nums_of(grid: tuple[int, int]) -> list[int]:
     return [num for num in dict.fromkeys((*NUMS, num_tokens // 2, num_tokens - 1)) if num < num_tokens]
 
 
-@every_case
+@every_encoder
 @every_grid
 def test_the_budget_is_met_exactly_or_refused_with_both_numbers(method, grid):
     views = views_of(method, num_views=2, grid=grid)
@@ -70,7 +71,7 @@ def test_the_budget_is_met_exactly_or_refused_with_both_numbers(method, grid):
     assert num_met > 0
 
 
-@every_case
+@every_encoder
 @every_grid
 def test_slots_are_ascending_different_and_in_the_view(method, grid):
     views = views_of(method, grid=grid)
@@ -81,7 +82,7 @@ def test_slots_are_ascending_different_and_in_the_view(method, grid):
         assert slots.max() < grid[0] * grid[1]
 
 
-@every_case
+@every_encoder
 @pytest.mark.parametrize("num", [3, 20, 100])
 def test_a_batch_of_views_equals_its_views_alone(case, method, num):
     views = views_of(method)
@@ -95,7 +96,7 @@ def test_a_batch_of_views_equals_its_views_alone(case, method, num):
             assert torch.equal(values[view], alone.values[0])
 
 
-@every_case
+@every_encoder
 @pytest.mark.parametrize("num", [3, 20, 100])
 def test_a_view_does_not_depend_on_the_others_nor_on_its_place(method, num):
     views, others = views_of(method), views_of(method, seed=1)
@@ -104,7 +105,7 @@ def test_a_view_does_not_depend_on_the_others_nor_on_its_place(method, num):
     others = changed(others, lambda tensor: -1000 * tensor)
     for place in range(3):
         mixed = changed(others, torch.clone)
-        mixed.pixel_values[place], mixed.features[place] = views.pixel_values[1], views.features[1]
+        mixed.pixels[place], mixed.features[place] = views.pixels[1], views.features[1]
         for layer, row in views.rows.items():
             mixed.rows[layer][place] = row[1]
         found = call(method, mixed, num)
@@ -112,7 +113,7 @@ def test_a_view_does_not_depend_on_the_others_nor_on_its_place(method, num):
         assert torch.equal(found.values[place], values[1])
 
 
-@every_case
+@every_encoder
 def test_what_comes_out_is_a_function_of_what_went_in(method):
     views = views_of(method)
     before, state = changed(views, torch.clone), torch.random.get_rng_state()
@@ -123,12 +124,12 @@ def test_what_comes_out_is_a_function_of_what_went_in(method):
     assert torch.equal(first.slots, second.slots)
     assert torch.equal(first.values, second.values)
     assert torch.equal(views.features, before.features)
-    assert torch.equal(views.pixel_values, before.pixel_values)
+    assert torch.equal(views.pixels, before.pixels)
     for layer, row in views.rows.items():
         assert torch.equal(row, before.rows[layer])
 
 
-@every_case
+@every_encoder
 @pytest.mark.parametrize("best", [range(0), range(1, 49, 2), range(30, 49)], ids=["none", "odd", "last"])
 def test_of_tokens_that_score_alike_the_earlier_ones_stay(case, method, best):
     if CASES[case][0] in UNTIED:
@@ -143,7 +144,7 @@ def test_of_tokens_that_score_alike_the_earlier_ones_stay(case, method, best):
         assert call(method, views, num).slots.tolist() == [expected] * 3
 
 
-@every_case
+@every_encoder
 @pytest.mark.parametrize("num", [3, 20, 100])
 def test_kept_tokens_are_the_projected_features_of_their_slots(case, method, num):
     weight = torch.randn(WIDTH, 5, generator=torch.Generator().manual_seed(1))
@@ -160,7 +161,7 @@ def test_kept_tokens_are_the_projected_features_of_their_slots(case, method, num
         close(values, projected.take_along_dim(slots.unsqueeze(-1), dim=1), 1e-5)
 
 
-@every_case
+@every_encoder
 @pytest.mark.parametrize("num", [3, 20, 100])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_keeps_the_tokens_of_the_same_values_in_float32(method, num, dtype):
@@ -172,7 +173,7 @@ def test_half_precision_keeps_the_tokens_of_the_same_values_in_float32(method, n
     close(values.float(), expected.values, 4 * torch.finfo(dtype).eps)
 
 
-@every_case
+@every_encoder
 @pytest.mark.parametrize("num", [3, 20, 100])
 def test_nothing_is_read_from_the_device(case, method, num):
     if CASES[case][0] in READS:

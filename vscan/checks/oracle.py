@@ -73,8 +73,8 @@ def recorded(model) -> Iterator[list[Record]]:
                 valid,
                 positions[-3:] if positions.ndim == 3 else positions,
                 reduction.last,
-                reduction.compact_positions,
-                reduction.rank_with_rotary,
+                reduction.fitted.compact_positions,
+                reduction.fitted.rank_with_rotary,
             )
         )
 

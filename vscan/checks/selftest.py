@@ -29,6 +29,7 @@ from ..classes import mixed
 from ..compat import CACHE, LibraryChanged, attention_implementation, build, causal_mask, is_mrope, rotary_of
 from ..decoder import Decoder
 from ..methods.base import Method
+from ..plan import Fitted
 from ..prompt import Segment, VisualPrompt
 from ..select.attention import prompt_rows
 from .guards import generation
@@ -205,10 +206,10 @@ class _Trial:
             output_attentions=True,
             output_hidden_states=True,
         )
-        hidden, last = output.hidden_states[1], torch.full((2,), LENGTH)
+        hidden, last = output.hidden_states[1], torch.full((2, 1), LENGTH)
         rotary = rotary_of(self.model, hidden, positions) if with_rotary else None
-        row = prompt_rows(self.model.layers[1], hidden, last, rotary, self.mask.bool())
-        same("the row that ranks", output.attentions[1][:, :, -1], row)
+        row = prompt_rows(self.model.layers[1], hidden, last, rotary, self.mask.bool().unsqueeze(1))
+        same("the row that ranks", output.attentions[1][:, :, -1:], row)
 
     def stock(self, embeds: Tensor, mask: Tensor | None, positions: Tensor) -> Tensor:
         """Last hidden states [B, n, D] of the stock forward on [B, n, D], in one pass."""
@@ -223,9 +224,8 @@ class _Trial:
         embeds = self.embeds.clone()
         if dropped is not None:
             embeds[:, :LENGTH][dropped] = 3.0  # must not matter
-        self.ours.reduction = SimpleNamespace(
-            config=SimpleNamespace(layers=()), compact_positions=True, method=Method(), last=None, force=Force()
-        )
+        fitted = Fitted(Method(), None, (), None, NUM_LAYERS, True, True, self.ours.config)
+        self.ours.reduction = SimpleNamespace(fitted=fitted, last=None, force=Force())
         prompt = self.ours(
             inputs_embeds=embeds[:, :LENGTH],
             attention_mask=self.mask[:, :LENGTH],

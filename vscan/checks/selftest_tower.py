@@ -9,7 +9,8 @@ import copy
 import torch
 from torch import nn
 
-from ..models.towers import _run_tower
+from ..methods.base import Needs
+from ..models.towers import run_tower
 from .selftest import copy_of, functions, once, same
 
 BLOCKS, HEADS, WIDTH, PATCH, SIDE = 3, 2, 16, 2, 3
@@ -41,7 +42,7 @@ def _try(cls: type, config) -> None:
     model = copy_of(cls, small, "eager", random)
     pixels = torch.randn((2, 3, PATCH * SIDE, PATCH * SIDE), generator=random, dtype=torch.float32)
     output = model(pixels, output_hidden_states=True, output_attentions=True)
-    features, rows = _run_tower(model, pixels, -2, (0, -1))
-    same("the features of a CLIP tower", output.hidden_states[-2], features)
-    for layer, row in rows.items():
+    seen = run_tower(model, pixels, -2, Needs(rows=(0, -1)))
+    same("the features of a CLIP tower", output.hidden_states[-2], seen.hidden)
+    for layer, row in seen.rows.items():
         same("a row of [CLS] in a CLIP tower", output.attentions[layer][:, :, 0, 1:].mean(dim=1), row)

@@ -13,26 +13,9 @@ from torch import Tensor, nn
 
 from ..config import Budget
 from ..fields import fields_of
-from ..select.attention import key_rows, prompt_rows, value_rows
+from ..kept import Kept
+from ..select.attention import device_of, prompt_rows, queries_and_keys
 from ..select.scan import top
-
-
-class Kept(NamedTuple):
-    """Which tokens of each group (a view, a picture, or an item of the batch) go on.
-
-    Args:
-        slots: long [G, T], the places that they take, in the order in which they are to follow one another: tokens of
-            the group in `encode`, columns of `Stage.hidden` in `prune`.
-        values: [G, T, D], what stands there from now on, where that changes: what the decoder will see in `encode`,
-            hidden states in `prune`. None: as they stood there (in `encode`, projected).
-        valid: bool [G, T] where groups keep fewer than T; None where all do.
-        into: long [G, N], the place in T that each token went into, -1 for none: for pictures and statistics.
-    """
-
-    slots: Tensor
-    values: Tensor | None = None
-    valid: Tensor | None = None
-    into: Tensor | None = None
 
 
 class Needs(NamedTuple):
@@ -128,6 +111,7 @@ class Stage:
         visual: bool [B, S], columns that hold a visual token.
         text: bool [B, S], columns of the prompt that hold a token of text.
         num: visual tokens to keep, one int an item.
+        arriving: visual tokens that are there, one int an item; where no more than `num` are, all stay.
         entry: what entered layer 0.
         memory: a dict of the prompt's own, shared by its stages.
         positions: long [B or 1, S], or [3, B or 1, S] for M-RoPE.
@@ -137,6 +121,7 @@ class Stage:
         allowed: bool [B, S], what holds a token and no later one than `last`; None where all columns do.
         layers: the pruning layer and, with `Needs.back`, the one before: [layer - 1, layer].
         inputs: their inputs, [B, S, D] each.
+        queries_keys: how layers of this model make queries and keys.
     """
 
     layer: int
@@ -144,6 +129,7 @@ class Stage:
     visual: Tensor
     text: Tensor
     num: list[int]
+    arriving: list[int]
     entry: Entry
     memory: dict
     positions: Tensor
@@ -153,6 +139,7 @@ class Stage:
     allowed: Tensor | None
     layers: list[nn.Module]
     inputs: list[Tensor]
+    queries_keys: Callable = queries_and_keys
 
     def rows(self, queries: Tensor | None = None, back: int = 0) -> Tensor:
         """softmax(q k^T / sqrt(d)) of some columns over the whole causal row, text included (VScan, section 4).
@@ -164,16 +151,26 @@ class Stage:
         Returns:
             [B, H, Q, S] fp32.
         """
-        queries = self.last.unsqueeze(1) if queries is None else queries
-        return prompt_rows(self.layers[-1 - back], self.inputs[-1 - back], queries, self.rotary, self.allowed)
+        layer, hidden = self._layer_and_input(back)
+        allowed = None if self.allowed is None else self.allowed.unsqueeze(1)
+        if queries is None:
+            queries = self.last.unsqueeze(1)
+        else:
+            causal = torch.arange(hidden.shape[1], device=queries.device) <= queries.unsqueeze(-1)
+            allowed = causal if allowed is None else causal & allowed
+        allowed = None if allowed is None else allowed.to(hidden.device)
+        rows = prompt_rows(layer, hidden, queries.to(hidden.device), self.rotary, allowed, self.queries_keys)
+        return rows.to(self.hidden.device)
 
     def keys(self, back: int = 0) -> Tensor:
         """The keys of a layer, rotated: [B, Hk, S, d]; `back` as in `rows`."""
-        return key_rows(self.layers[-1 - back], self.inputs[-1 - back], self.rotary)
+        layer, hidden = self._layer_and_input(back)
+        none = torch.empty(len(hidden), 0, dtype=torch.long, device=hidden.device)
+        return self.queries_keys(layer, hidden, none, self.rotary)[1].to(self.hidden.device)
 
-    def values(self, back: int = 0) -> Tensor:
-        """The values of a layer: [B, Hk, S, d]; `back` as in `rows`."""
-        return value_rows(self.layers[-1 - back], self.inputs[-1 - back])
+    def _layer_and_input(self, back: int) -> tuple[nn.Module, Tensor]:
+        layer = self.layers[-1 - back]
+        return layer, self.inputs[-1 - back].to(device_of(layer))  # it may lie on another device than the next one
 
 
 class Schedule(NamedTuple):
@@ -269,11 +266,11 @@ class Method:
         Returns:
             `Kept` with G = V and slots in [0, N), or G = 1 and slots in [0, V * N), view after view.
         """
-        raise ValueError(f"{type(self).__name__} reduces nothing after the vision encoder; leave visual_tokens out")
+        raise NotImplementedError(f"{type(self).__name__} reduces nothing after the vision encoder")
 
     def leaves(self, num: int, arriving: int) -> int:
-        """How many of `arriving` visual tokens `prune` leaves where `num` are asked for; pure, so that lengths are known
-        before the prompt runs."""
+        """How many of `arriving` visual tokens `prune` leaves where `num` are asked for; pure, so that lengths are
+        known before the prompt runs."""
         return num
 
     def prune(self, stage: Stage) -> Kept:

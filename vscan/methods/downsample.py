@@ -7,7 +7,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from .base import Method, Views
+from .base import Kept, Method, Views
 
 
 def bins(side: int, num: int) -> list[tuple[int, int]]:
@@ -53,7 +53,7 @@ class Downsample(Method):
     features, and runs on fewer tokens.
     """
 
-    def encode(self, views: Views, num: int) -> tuple[Tensor, Tensor]:
+    def encode(self, views: Views, num: int) -> Kept:
         weights, slots = pooling(views.grid, num, views.features.device)
         pooled = weights @ views.features.float()  # V num C
-        return views.project(pooled.to(views.features.dtype)), slots.repeat(len(pooled), 1)
+        return Kept(slots.repeat(len(pooled), 1), views.project(pooled.to(views.features.dtype)))

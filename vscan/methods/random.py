@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..select.scan import top
-from .base import Method, Views
+from .base import Kept, Method, Views
 
 # SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): its step and its two multipliers, as signed 64-bit integers.
 STEP = 0x9E3779B97F4A7C15 - 2**64
@@ -63,10 +63,9 @@ class Random(Method):
 
     seed: Annotated[int, (0, 9223372036854775807)] = 0
 
-    def encode(self, views: Views, num: int) -> tuple[Tensor, Tensor]:
-        numbers = stream(content_keys(views.pixel_values) + self.seed, views.features.shape[1])
-        slots = top(numbers, num).sort(dim=-1).values
-        return views.project(views.features.take_along_dim(slots.unsqueeze(-1), dim=1)), slots
+    def encode(self, views: Views, num: int) -> Kept:
+        numbers = stream(content_keys(views.pixels) + self.seed, views.features.shape[1])
+        return Kept(top(numbers, num).sort(dim=-1).values)
 
     def scores(self, rows: Tensor) -> Tensor:
         """A random rank per column in [0, 1), the same for all rows: [B, H, L] -> [B, L] fp32.

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..select.scan import top
-from .base import Method, Views
+from .base import Kept, Method, Needs, Views
 
 REMOVED_PER_ROUND = 8  # as published
 
@@ -74,14 +74,13 @@ class VisPruner(Method):
     anyres_resolution = (672, 672)
 
     @property
-    def cls_layers(self) -> tuple[int, ...]:
-        return (self.attention_layer,)
+    def needs(self) -> Needs:
+        return Needs(rows=(self.attention_layer,))
 
-    def encode(self, views: Views, num: int) -> tuple[Tensor, Tensor]:
+    def encode(self, views: Views, num: int) -> Kept:
         num_important = int(num * self.important_ratio)
         picked = select(views.rows[self.attention_layer], views.features, num, num_important)
-        slots = torch.cat(picked, dim=1).sort(dim=-1).values
-        return views.project(views.features.take_along_dim(slots.unsqueeze(-1), dim=1)), slots
+        return Kept(torch.cat(picked, dim=1).sort(dim=-1).values)
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from torch import Tensor
 
+from ..config import Budget
+from ..flops import vscan_schedule, vscan_shares
 from ..select.merge import merge
 from ..select.scan import scan
-from .base import Method, Views
+from .base import Kept, Method, Needs, Schedule, Views
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class VScan(Method):
     Defaults are those of LLaVA; on Qwen2.5-VL they are its own (`vscan.models.qwen2_5_vl.defaults`).
 
     Args:
+        prune_layer: the decoder layer that an average prunes before; None is the middle one.
         local_layer: vision layer of the local scan (0-based block; the paper's l = 6 is block 5).
         global_layer: vision layer of the global scan.
         window: side of a local window in tokens, where it divides the grid; else 4.
@@ -32,10 +34,11 @@ class VScan(Method):
     global_share: Annotated[float, (0, 1)] = 0.5
     merge: bool = True
     capped: bool = False
+    prune_layer: Annotated[int, (1, None)] | None = None
 
     @property
-    def cls_layers(self) -> tuple[int, ...]:
-        return (self.local_layer, self.global_layer)
+    def needs(self) -> Needs:
+        return Needs(rows=(self.local_layer, self.global_layer))
 
     def check(self, num_layers: int) -> None:
         super().check(num_layers)
@@ -45,7 +48,15 @@ class VScan(Method):
                 f"layer {self.global_layer % num_layers} of {num_layers}"
             )
 
-    def encode(self, views: Views, num: int) -> tuple[Tensor, Tensor]:
+    def schedule(self, average: Budget, num_layers: int, num_tokens: int | None) -> Schedule:
+        """R1 = 1.5 x the average enter the decoder, and R1 / 3 go on from its middle layer."""
+        if isinstance(average, float):
+            entering, layers = vscan_shares(average, num_layers, self.prune_layer)
+        else:
+            entering, layers = vscan_schedule(average, num_layers, self.prune_layer)
+        return Schedule(entering, dict(layers))
+
+    def encode(self, views: Views, num: int) -> Kept:
         local, best = scan(
             views.rows[self.local_layer],
             views.rows[self.global_layer],
@@ -56,6 +67,4 @@ class VScan(Method):
             self.capped,
         )
         slots = torch.cat((local, best), dim=1).sort(dim=-1).values
-        if self.merge:
-            return merge(views.project(views.features), slots), slots
-        return views.project(views.features.take_along_dim(slots.unsqueeze(-1), dim=1)), slots
+        return Kept(slots, merge(views.project(views.features), slots) if self.merge else None)

@@ -62,10 +62,10 @@ class Modality:
         name: "image" or "video": the model has a `get_<name>_features` and a `<name>_token_id`.
         pixels: the keyword that brings them.
         encode: from what the model's own `get_<name>_features` takes, by keyword, to an `EncodedImages`.
-        adopt: from what the model gave for images without this reduction to an `EncodedImages`; None refuses it.
+        adopt: from what the model gave for images without this reduction to an `EncodedImages`, or None to refuse it.
     """
 
     name: str
     pixels: str
-    encode: Callable[..., EncodedImages]
-    adopt: Callable | None = None
+    encode: Callable[..., EncodedImages] | None
+    adopt: Callable

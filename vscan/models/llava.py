@@ -1,79 +1,73 @@
 """Stock transformers LLaVA (LLaVA-1.5): CLIP tower, MLP projector, Llama."""
 
-from torch import nn
+from typing import Any
+
+from torch import Tensor, nn
 
 from ..compat import pooled
-from .encoded import EncodedImages, Modality, all_finite
-from .install import install_on_shell
-from .towers import encode_views, grid_of
+from ..config import ReductionConfig
+from ..methods.base import Method, Views
+from ..plan import Fitted
+from .encoded import EncodedImages, all_finite
+from .family import Family
+from .towers import clip_views, grid_of
 
 
-def fit(reduction, model: nn.Module) -> nn.Module:
-    """Check that a LLaVA is put together in a way supported here, and fit the reduction to it.
+class Llava(Family):
+    """LlavaForConditionalGeneration: a picture is one view."""
 
-    Returns:
-        The multimodal model without its head.
+    def __init__(self, model: nn.Module):
+        super().__init__(model)
+        config = self.base.config
+        for name, got, expected in (
+            ("vision tower", config.vision_config.model_type, "clip_vision_model"),
+            ("language model", config.text_config.model_type, "llama"),
+        ):
+            if got != expected:
+                raise ValueError(f"{name}: expected {expected!r}, got {got!r}")
+        self.feature_layer({})
 
-    Raises:
-        ValueError: naming what was expected and what came.
-    """
-    base = model.base_model
-    if base is model:
-        raise ValueError(f"expected the model that generates, got {type(model).__name__} inside it")
-    for name, got, expected in (
-        ("vision tower", base.config.vision_config.model_type, "clip_vision_model"),
-        ("language model", base.config.text_config.model_type, "llama"),
-    ):
-        if got != expected:
-            raise ValueError(f"{name}: expected {expected!r}, got {got!r}")
-    check_features(base.config.vision_feature_layer, base.config.vision_feature_select_strategy)
-    height, width = grid_of(base.vision_tower)
-    reduction.fit(
-        num_tokens=height * width,
-        num_vision_layers=base.vision_tower.config.num_hidden_layers,
-        num_decoder_layers=base.language_model.config.num_hidden_layers,
-        compact_positions=True,
-        text_config=base.language_model.config,
-    )
-    return base
-
-
-def check_features(layer, strategy: str) -> None:
-    """Raise ValueError for vision features other than one layer's patches."""
-    if not isinstance(layer, int):
-        raise ValueError(f"vision_feature_layer: expected one layer, got {layer}")
-    if strategy != "default":
-        raise ValueError(f"vision_feature_select_strategy: expected 'default', got {strategy!r}")
-
-
-def install(model: nn.Module, reduction):
-    """Install a reduction on a LlavaForConditionalGeneration; returns the function that undoes it."""
-    base = fit(reduction, model)
-    original = base.get_image_features
-
-    def encode(pixel_values, vision_feature_layer=None, vision_feature_select_strategy=None, **kwargs):
-        layer = base.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
-        check_features(layer, vision_feature_select_strategy or "default")
-        if not reduction.reduces_views:
-            return adopt(original(pixel_values=pixel_values, vision_feature_layer=layer, return_dict=True))
-        features, kept, finite = encode_views(
-            reduction, base.vision_tower, base.multi_modal_projector, pixel_values, layer
+    def fit(self, config: ReductionConfig, method: Method) -> Fitted:
+        tower = self.base.vision_tower
+        height, width = grid_of(tower)
+        return Fitted.of(
+            config,
+            method,
+            num_tokens=height * width,
+            num_vision_layers=tower.config.num_hidden_layers,
+            text_config=self.base.language_model.config,
         )
-        number = len(features)
+
+    def feature_layer(self, call: dict[str, Any]) -> int:
+        """The layer that a call reads; ValueError for features other than one layer's patches."""
+        layer = call.get("vision_feature_layer")
+        layer = self.base.config.vision_feature_layer if layer is None else layer
+        strategy = call.get("vision_feature_select_strategy") or self.base.config.vision_feature_select_strategy
+        if not isinstance(layer, int):
+            raise ValueError(f"vision_feature_layer: expected one layer, got {layer}")
+        if strategy != "default":
+            raise ValueError(f"vision_feature_select_strategy: expected 'default', got {strategy!r}")
+        return layer
+
+    def num_views(self, name: str, call: dict) -> list[int]:
+        self.feature_layer(call)
+        return [1] * len(call["pixel_values"])
+
+    def views(self, name: str, call: dict, reduction) -> tuple[list[tuple[Views, list[int]]], Tensor]:
+        return clip_views(
+            reduction,
+            self.base.vision_tower,
+            self.base.multi_modal_projector,
+            call["pixel_values"],
+            self.feature_layer(call),
+            self.num_views(name, call),
+        )
+
+    def adopt(self, output) -> EncodedImages | None:
+        if self.base.language_model.reduction.fitted.reduces_views:
+            return None
+        images = pooled(output)
+        sizes = [len(image) for image in images]
         return EncodedImages(
-            pooler_output=list(features),
-            kept=list(kept),
-            num_views=[1] * number,
-            num_kept=[reduction.num_kept] * number,
-            finite=finite,
+            pooler_output=images, num_views=[1] * len(sizes), num_kept=sizes, finite=all_finite(images)
         )
-
-    def adopt(output) -> EncodedImages:
-        features = pooled(output)
-        sizes = [len(image) for image in features]
-        return EncodedImages(
-            pooler_output=features, num_views=[1] * len(sizes), num_kept=sizes, finite=all_finite(features)
-        )
-
-    images = Modality("image", "pixel_values", encode, None if reduction.reduces_views else adopt)
-    return install_on_shell(model, reduction, [images])

@@ -7,11 +7,12 @@ beside them: what unpadding cuts away is lost, newlines stay, and the decoder ra
 import torch
 from torch import Tensor, nn
 
-from ..compat import image_size_to_num_patches, pack_crops, pooled
-from .encoded import EncodedImages, Modality, all_finite
-from .install import install_on_shell
-from .llava import check_features, fit
-from .towers import encode_views
+from ..compat import get_anyres_image_grid_shape as tile_grid
+from ..compat import image_size_to_num_patches, pack_crops
+from ..methods.base import Layout, Views
+from .encoded import EncodedImages
+from .llava import Llava
+from .towers import clip_views
 
 
 def num_crops(config, image_sizes: Tensor) -> list[int]:
@@ -33,33 +34,40 @@ def image_lengths(base: nn.Module, image_sizes: Tensor, num_tokens: int) -> tupl
     return [len(image) for image in pack_crops(base, blank, image_sizes, torch.empty(1))], crops
 
 
-def install(model: nn.Module, reduction):
-    """Install a reduction on a LlavaNextForConditionalGeneration; returns the function that undoes it."""
-    base = fit(reduction, model)
-    config, original = base.config, base.get_image_features
+class LlavaNext(Llava):
+    """LlavaNextForConditionalGeneration."""
 
-    def encode(pixel_values, image_sizes, vision_feature_layer=None, vision_feature_select_strategy=None, **kwargs):
-        crops = num_crops(config, image_sizes)
-        layer = config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
-        check_features(layer, vision_feature_select_strategy or "default")
-        if not reduction.reduces_views:
-            output = original(
-                pixel_values=pixel_values, image_sizes=image_sizes, vision_feature_layer=layer, return_dict=True
-            )
-            images = pooled(output)
-            sizes = [len(image) for image in images]
-            return EncodedImages(pooler_output=images, num_views=crops, num_kept=sizes, finite=all_finite(images))
-        if pixel_values.ndim == 5:
-            pixel_values = torch.cat([image[:number] for image, number in zip(pixel_values, crops, strict=True)])
-        views, kept, finite = encode_views(
-            reduction, base.vision_tower, base.multi_modal_projector, pixel_values, layer
+    packs_all = False  # how many tokens unpadding cuts away depends on the picture
+
+    def num_views(self, name: str, call: dict) -> list[int]:
+        self.feature_layer(call)
+        return num_crops(self.base.config, call["image_sizes"])
+
+    def views(self, name: str, call: dict, reduction) -> tuple[list[tuple[Views, list[int]]], Tensor]:
+        pixels, crops = call["pixel_values"], self.num_views(name, call)
+        if pixels.ndim == 5:
+            pixels = torch.cat([image[:number] for image, number in zip(pixels, crops, strict=True)])
+        layouts = None
+        if reduction.fitted.method.needs.group == "image":
+            layouts = [self.layout(size, number) for size, number in zip(call["image_sizes"], crops, strict=True)]
+        tower, project = self.base.vision_tower, self.base.multi_modal_projector
+        return clip_views(reduction, tower, project, pixels, self.feature_layer(call), crops, layouts)
+
+    def layout(self, image_size: Tensor, num_views: int) -> Layout:
+        """How the crops of a picture lie: token numbers, from 1, sent through the model's own packing."""
+        config = self.base.config
+        num_tokens = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+        numbers = torch.arange(1.0, num_views * num_tokens + 1).view(num_views, num_tokens, 1)
+        packed = pack_crops(self.base, [numbers], image_size.cpu().unsqueeze(0), torch.zeros(1))[0]
+        seen = torch.zeros(num_views * num_tokens + 1, dtype=torch.bool)
+        seen[packed[:, 0].long()] = True
+        tiles = tile_grid(image_size, config.image_grid_pinpoints, config.vision_config.image_size)
+        return Layout(tuple(tiles), seen[1:].view(num_views, num_tokens))
+
+    def pack(self, name: str, crops: list[Tensor], call: dict, newline: Tensor | None = None) -> list[Tensor]:
+        return pack_crops(
+            self.base, crops, call["image_sizes"], self.base.image_newline if newline is None else newline
         )
-        images = pack_crops(base, views.split(crops), image_sizes, base.image_newline)
-        # Which are left goes the way of the features, as numbers: newlines stay, and what unpadding cuts away is lost.
-        numbers = kept.to(views.dtype).unsqueeze(-1).split(crops)
-        left = pack_crops(base, numbers, image_sizes, torch.ones(1, dtype=views.dtype, device=views.device))
-        left = [image[:, 0] > 0 for image in left]
-        # How many tokens unpadding cuts away depends on the picture.
-        return EncodedImages(pooler_output=images, kept=left, num_views=crops, num_kept=None, finite=finite)
 
-    return install_on_shell(model, reduction, [Modality("image", "pixel_values", encode)])
+    def adopt(self, output) -> EncodedImages | None:
+        return None  # how many crops a picture has cannot be told from its features

@@ -5,23 +5,24 @@ that they receive. The tower runs as it is; queries and keys are taken from the 
 does. A view is an image, or one step in time of a video.
 """
 
+import copy
+import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
-from contextvars import ContextVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..compat import pooled, vision_windows
-from ..config import count
-from ..methods.base import Views, encode_in_place
+from ..config import ReductionConfig, count
+from ..methods.base import Method, Views
+from ..plan import Fitted
 from ..select.attention import rotate, split_heads
 from ..select.received import attention_received
-from .encoded import EncodedImages, Modality
-from .install import install_on_shell, swap_class
-
-# While a reduced tower runs: {block: what its attention was given, then the score of each patch}; one for every thread.
-scores_of_blocks: ContextVar[dict | None] = ContextVar("scores_of_blocks", default=None)
+from .encoded import EncodedImages
+from .family import Family, reduce_views
+from .install import swap_class
 
 
 class ReducedTower:
@@ -48,33 +49,70 @@ class ReducedTower:
         """
         if self.reduction is None:
             return super().forward(hidden_states, grid_thw, **kwargs)
-        if not self.reduction.reduces_views:
+        fitted = self.reduction.fitted
+        if not fitted.reduces_views:
             output = super().forward(hidden_states, grid_thw, **{**kwargs, "return_dict": True})
             output.kept, output.finite = None, output.pooler_output.isfinite().all()
             return output
         order = vision_windows(self, grid_thw, kwargs)
-        scores = {}
-        token = scores_of_blocks.set(scores)
-        try:
-            output = super().forward(hidden_states, grid_thw, **{**kwargs, "return_dict": True})
-        finally:
-            scores_of_blocks.reset(token)
+        layers = fitted.method.needs.rows
+        scores = dict.fromkeys(self.blocks[layer].attn for layer in layers)
+        output = super().forward(hidden_states, grid_thw, **{**kwargs, "return_dict": True, "scores_of_blocks": scores})
         tokens = output.pooler_output
         rows = {}
-        for layer in self.reduction.method.cls_layers:
-            block = layer % len(self.blocks)
-            if not isinstance(scores.get(block), Tensor):
+        for layer in layers:
+            found = scores[self.blocks[layer].attn]
+            if found is None:
+                block = layer % len(self.blocks)
                 raise RuntimeError(
                     f"the attention of block {block} of {type(self).__name__} was not entered: something replaced its "
                     "forward, and its patches cannot be ranked"
                 )
-            row = scores[block].to(tokens.device).unflatten(0, (len(tokens), -1)).mean(dim=1)
+            row = found.to(tokens.device).unflatten(0, (len(tokens), -1)).mean(dim=1)
             rows[layer] = row if order is None else torch.empty_like(row).index_copy_(0, order.to(row.device), row)
         output.finite = tokens.isfinite().all()
         output.pooler_output, output.kept = reduce_images(
             self, hidden_states.to(tokens.device), tokens, rows, grid_thw.tolist()
         )
         return output
+
+
+class RankedAttention:
+    """The attention of a block of such a tower, which also says how much attention its patches receive.
+
+    Modifications:
+    - `forward` writes that into `scores_of_blocks`, [patches] fp32, where this module is one of its keys; from the
+      queries and keys that it computes anyway.
+    """
+
+    reduction = None
+
+    def forward(self, hidden_states: Tensor, *args, scores_of_blocks: dict | None = None, **kwargs):
+        if scores_of_blocks is None or self not in scores_of_blocks:
+            return super().forward(hidden_states, *args, **kwargs)
+        names = list(inspect.signature(super().forward).parameters)[1:]
+        given = dict(zip(names, args, strict=False)) | kwargs
+        projected = self.qkv(hidden_states)
+        query, key, _ = projected.unsqueeze(0).chunk(3, dim=-1)  # 1 N H*d
+        head_dim = query.shape[-1] // self.num_heads
+        cos, sin = (part.to(projected.device).float().unsqueeze(0) for part in given["position_embeddings"])
+        query, key = (rotate(split_heads(part.float(), head_dim), cos, sin)[0] for part in (query, key))  # H N d
+        lengths = given["cu_seqlens"].diff().tolist()
+        scores_of_blocks[self] = attention_received(query, key, lengths, self.scaling)
+        same = copy.copy(self)  # with the projection at hand in place of the module that made it
+        same._modules = {**self._modules, "qkv": Given(projected)}
+        return super(RankedAttention, same).forward(hidden_states, *args, **kwargs)
+
+
+class Given(nn.Module):
+    """Gives what it was made with, whatever it is called with."""
+
+    def __init__(self, states: Tensor):
+        super().__init__()
+        self.states = states
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.states
 
 
 def reduce_images(
@@ -92,108 +130,74 @@ def reduce_images(
     Returns:
         [N, D], zeros where a token is dropped; and which are left, bool [N].
     """
-    reduction, side = tower.reduction, tower.spatial_merge_size
+    fitted, side = tower.reduction.fitted, tower.spatial_merge_size
     lengths = [steps * height * width for steps, height, width in grids]
     sizes = [length // side**2 for length in lengths]
     of_images = {layer: row.split(sizes) for layer, row in rows.items()}
     reduced, left = [], []
     for image, (pixels, features) in enumerate(zip(pixel_values.split(lengths), tokens.split(sizes), strict=True)):
         steps, height, width = grids[image]
-        num = count(sizes[image] // steps, reduction.config.visual_tokens)
-        if num < sizes[image] // steps:
-            views = Views(
-                pixel_values=pixels.unflatten(0, (steps, -1)),
-                features=features.unflatten(0, (steps, -1)),
-                rows={layer: row[image].unflatten(0, (steps, -1)) for layer, row in of_images.items()},
-                grid=(height // side, width // side),
-                project=lambda states: states,
-            )
-            features, kept = (part.flatten(0, 1) for part in encode_in_place(reduction.method, views, num))
-        else:
-            kept = torch.ones(len(features), dtype=torch.bool, device=features.device)
-        reduced.append(features)
-        left.append(kept)
+        views = Views(
+            pixels=pixels.unflatten(0, (steps, -1)),
+            features=features.unflatten(0, (steps, -1)),
+            rows={layer: row[image].unflatten(0, (steps, -1)) for layer, row in of_images.items()},
+            grid=(height // side, width // side),
+            project=lambda states: states,
+        )
+        features, kept, _ = reduce_views(fitted, views, [steps])
+        reduced.append(features.flatten(0, 1))
+        left.append(kept.flatten())
     return torch.cat(reduced), torch.cat(left)
 
 
-def watch(undo: ExitStack, tower: nn.Module, block: int) -> None:
-    """Collect the attention that patches receive in one block, from the queries and keys that it computes anyway."""
-    attention = tower.blocks[block].attn
+class Qwen2_5_VL(Family):
+    """Qwen2_5_VL- and Qwen2VLForConditionalGeneration: images, and videos, of which every step in time is a view."""
 
-    def before(module, args, kwargs):
-        found = scores_of_blocks.get()
-        if found is not None:
-            found[block] = kwargs
+    pixels: ClassVar = {"image": "pixel_values", "video": "pixel_values_videos"}
 
-    def after(module, args, output):
-        found = scores_of_blocks.get()
-        if found is None:
-            return
-        query, key, _ = output.unsqueeze(0).chunk(3, dim=-1)  # 1 N H*d
-        head_dim = query.shape[-1] // attention.num_heads
-        cos, sin = (part.to(output.device).float().unsqueeze(0) for part in found[block]["position_embeddings"])
-        query, key = (rotate(split_heads(part.float(), head_dim), cos, sin)[0] for part in (query, key))  # H N d
-        lengths = found[block]["cu_seqlens"].diff().tolist()
-        found[block] = attention_received(query, key, lengths, attention.scaling)
+    def __init__(self, model: nn.Module):
+        super().__init__(model)
+        kinds = set(self.base.language_model.config.layer_types)
+        if kinds != {"full_attention"}:
+            raise ValueError(f"layer_types: expected full attention in every layer, got {', '.join(sorted(kinds))}")
 
-    undo.callback(attention.register_forward_pre_hook(before, with_kwargs=True).remove)
-    undo.callback(attention.qkv.register_forward_hook(after).remove)
-
-
-def defaults(model: nn.Module, method: str) -> dict:
-    """The methods' hyper-parameters as published for Qwen2.5-VL: local scores from the first block with full attention,
-    global ones from the last block, windows of 4 x 4 with a cap. Nothing is published for Qwen2-VL: its local scores
-    come from the block at the same depth, the eighth of 32."""
-    if method == "vscan":
-        vision = model.config.vision_config
+    def defaults(self, method: str) -> dict:
+        """As published for Qwen2.5-VL: local scores from the first block with full attention, global ones from the last
+        block, windows of 4 x 4 with a cap. Nothing is published for Qwen2-VL: its local scores come from the block at
+        the same depth, the eighth of 32."""
+        vision = self.base.config.vision_config
         local = getattr(vision, "fullatt_block_indexes", [max(0, vision.depth // 4 - 1)])[0]
-        return {"local_layer": local, "global_layer": -1, "window": 4, "capped": True}
-    # The last block but one sees windows only, and cannot rank a whole image.
-    return {"attention_layer": -1} if method in ("vispruner", "fastervlm") else {}
+        # The last block but one sees windows only, and cannot rank a whole image.
+        return {
+            "vscan": {"local_layer": local, "global_layer": -1, "window": 4, "capped": True},
+            "vispruner": {"attention_layer": -1},
+            "fastervlm": {"attention_layer": -1},
+        }.get(method, {})
 
+    def fit(self, config: ReductionConfig, method: Method) -> Fitted:
+        return Fitted.of(
+            config,
+            method,
+            num_tokens=None,
+            num_vision_layers=len(self.base.visual.blocks),
+            text_config=self.base.language_model.config,
+            has_cls=False,
+            keeps_positions=True,
+            rank_with_rotary=False,
+        )
 
-def fit(reduction, model: nn.Module) -> nn.Module:
-    """Check that a Qwen2.5-VL or Qwen2-VL is put together in a way supported here, and fit the reduction to it.
+    def num_views(self, name: str, call: dict) -> list[int]:
+        return call[f"{name}_grid_thw"][:, 0].tolist()
 
-    Returns:
-        The multimodal model without its head.
-
-    Raises:
-        ValueError: naming what was expected and what came.
-    """
-    base = model.base_model
-    if base is model:
-        raise ValueError(f"expected the model that generates, got {type(model).__name__} inside it")
-    text_config = base.language_model.config
-    kinds = set(text_config.layer_types)
-    if kinds != {"full_attention"}:
-        raise ValueError(f"layer_types: expected full attention in every layer, got {', '.join(sorted(kinds))}")
-    reduction.fit(
-        num_tokens=None,
-        num_vision_layers=len(base.visual.blocks),
-        num_decoder_layers=text_config.num_hidden_layers,
-        compact_positions=False,
-        text_config=text_config,
-        rank_with_rotary=False,
-    )
-    return base
-
-
-def modality(base: nn.Module, reduction, name: str, pixels: str) -> Modality:
-    """Images or videos of a Qwen2.5-VL: its own features, and which of them its tower left."""
-    original = getattr(base, f"get_{name}_features")
-    grid_name = f"{name}_grid_thw"
-
-    def encode(**kwargs):
-        grids = kwargs[grid_name]
-        output = original(**{pixels: kwargs[pixels], grid_name: grids, "return_dict": True})
-        images, views = pooled(output), grids[:, 0].tolist()
+    def encode(self, reduction, name: str, original: Callable, call: dict) -> EncodedImages:
+        output = original(**{**call, "return_dict": True})
+        images, views = pooled(output), self.num_views(name, call)
         if not hasattr(output, "kept"):
             raise RuntimeError(
-                f"the reduced {type(base.visual).__name__} was not entered: something replaced its forward, and "
+                f"the reduced {type(self.base.visual).__name__} was not entered: something replaced its forward, and "
                 "nothing would be reduced in it"
             )
-        sizes, budget = [len(image) for image in images], reduction.config.visual_tokens
+        sizes, budget = [len(image) for image in images], reduction.fitted.visual_tokens
         return EncodedImages(
             pooler_output=images,
             kept=None if output.kept is None else list(output.kept.split(sizes)),
@@ -202,20 +206,11 @@ def modality(base: nn.Module, reduction, name: str, pixels: str) -> Modality:
             finite=output.finite,
         )
 
-    return Modality(name, pixels, encode)
-
-
-def install(model: nn.Module, reduction) -> Callable[[], None]:
-    """Install a reduction on a Qwen2_5_VL- or Qwen2VLForConditionalGeneration; returns the function that undoes it."""
-    base = fit(reduction, model)
-    modalities = [
-        modality(base, reduction, "image", "pixel_values"),
-        modality(base, reduction, "video", "pixel_values_videos"),
-    ]
-    with ExitStack() as undo:
-        undo.callback(install_on_shell(model, reduction, modalities))
-        swap_class(undo, base.visual, ReducedTower, reduction)
-        if reduction.reduces_views:
-            for block in {layer % len(base.visual.blocks) for layer in reduction.method.cls_layers}:
-                watch(undo, base.visual, block)
-        return undo.pop_all().close
+    def install(self, reduction) -> Callable[[], None]:
+        with ExitStack() as undo:
+            undo.callback(super().install(reduction))
+            swap_class(undo, self.base.visual, ReducedTower, reduction)
+            if reduction.fitted.reduces_views:
+                for block in self.base.visual.blocks:
+                    swap_class(undo, block.attn, RankedAttention, reduction)
+            return undo.pop_all().close

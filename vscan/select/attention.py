@@ -4,6 +4,8 @@ The layer's own norm and projection *modules* are called, never their weights: a
 live behind the call.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -24,24 +26,25 @@ def split_heads(states: Tensor, head_dim: int) -> Tensor:
     return states.unflatten(-1, (-1, head_dim)).transpose(1, 2)
 
 
-def attention_row(query: Tensor, key: Tensor, scale: float, allowed: Tensor | None = None) -> Tensor:
-    """softmax(q k^T * scale) of one query per row, in fp32.
+def attention_rows(query: Tensor, key: Tensor, scale: float, allowed: Tensor | None = None) -> Tensor:
+    """softmax(q k^T * scale) of a few queries, in fp32.
 
     Args:
-        query: [B, H, 1, d].
+        query: [B, H, Q, d].
         key: [B, Hk, L, d]; H is a multiple of Hk (grouped queries).
-        allowed: bool [B, L], the keys that the query may see; None allows all.
+        allowed: bool [B, Q, L], the keys that each query may see; None allows all.
 
     Returns:
-        [B, H, L] fp32.
+        [B, H, Q, L] fp32.
     """
-    num_keys = key.shape[1]
-    grouped = query.float().unflatten(1, (num_keys, -1)).squeeze(3)  # B Hk G d
+    num_queries = query.shape[2]
+    grouped = query.float().unflatten(1, (key.shape[1], -1)).flatten(2, 3)  # B Hk G*Q d
     # Keys first: of a batch of views, q @ k^T is a thin product that runs at a tenth of the speed on a CPU.
-    logits = (key.float() @ grouped.transpose(2, 3)).transpose(2, 3) * scale  # B Hk G L
+    logits = (key.float() @ grouped.transpose(2, 3)).transpose(2, 3) * scale  # B Hk G*Q L
+    logits = logits.unflatten(2, (-1, num_queries)).flatten(1, 2)
     if allowed is not None:
-        logits = logits.masked_fill(~allowed[:, None, None], -torch.inf)
-    return logits.softmax(dim=-1).flatten(1, 2)
+        logits = logits.masked_fill(~allowed.unsqueeze(1), -torch.inf)
+    return logits.softmax(dim=-1)
 
 
 def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -66,31 +69,52 @@ def cls_row(layer: nn.Module, hidden: Tensor) -> Tensor:
     hidden = norm(hidden)
     query = split_heads(to_query(hidden[:, :1]), head_dim)
     key = split_heads(to_key(hidden), head_dim)
-    return attention_row(query, key, scale)[:, :, 1:].mean(dim=1)
+    return attention_rows(query, key, scale)[:, :, 0, 1:].mean(dim=1)
 
 
-def prompt_rows(
-    layer: nn.Module, hidden: Tensor, query: Tensor, rotary: tuple[Tensor, Tensor] | None, allowed: Tensor | None
-) -> Tensor:
-    """How much one token of the prompt attends to every token, in one decoder layer.
+def queries_and_keys(
+    layer: nn.Module, hidden: Tensor, columns: Tensor, rotary: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """Queries of some columns and keys of all, as a decoder layer makes them of its input.
 
     Args:
         layer: the decoder layer whose norm, q and k are used.
         hidden: its input [B, L, D].
-        query: long [B], the column of the token that asks.
+        columns: long [B, Q].
         rotary: (cos, sin), each [B or 1, L, d], applied to q and k; None leaves positions out.
-        allowed: bool [B, L], the keys that the query may see (causality and padding); None allows all.
 
     Returns:
-        [B, H, L] fp32.
+        [B, H, Q, d] and [B, Hk, L, d].
     """
-    norm, to_query, to_key, head_dim, scale = projections(layer)
+    norm, to_query, to_key, head_dim, _ = projections(layer)
     hidden = norm(hidden)
-    rows = torch.arange(hidden.shape[0], device=hidden.device)
-    queries = split_heads(to_query(hidden[rows, query].unsqueeze(1)), head_dim)  # B H 1 d
-    keys = split_heads(to_key(hidden), head_dim)  # B Hk L d
+    items = torch.arange(hidden.shape[0], device=hidden.device).unsqueeze(1)
+    queries = split_heads(to_query(hidden[items, columns]), head_dim)
+    keys = split_heads(to_key(hidden), head_dim)
     if rotary is not None:
         cos, sin = (part.to(hidden.device).expand(hidden.shape[0], -1, -1) for part in rotary)
-        queries = rotate(queries, cos[rows, query].unsqueeze(1), sin[rows, query].unsqueeze(1))
+        queries = rotate(queries, cos[items, columns], sin[items, columns])
         keys = rotate(keys, cos, sin)
-    return attention_row(queries, keys, scale, allowed)
+    return queries, keys
+
+
+def prompt_rows(
+    layer: nn.Module,
+    hidden: Tensor,
+    columns: Tensor,
+    rotary: tuple[Tensor, Tensor] | None,
+    allowed: Tensor | None,
+    queries_keys: Callable = queries_and_keys,
+) -> Tensor:
+    """How much some tokens of a prompt attend to every token, in one decoder layer.
+
+    Args:
+        layer, hidden, columns, rotary: as `queries_and_keys` takes them.
+        allowed: bool [B, Q, L], the keys that each query may see (causality and padding); None allows all.
+        queries_keys: what stands in for `queries_and_keys` in a model of another kind.
+
+    Returns:
+        [B, H, Q, L] fp32.
+    """
+    queries, keys = queries_keys(layer, hidden, columns, rotary)
+    return attention_rows(queries, keys, projections(layer).scale, allowed)

@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from vscan.checks.guards import check_handed_out, generating
 from vscan.compat import LlamaPreTrainedModel
 from vscan.models.encoded import EncodedImages
-from vscan.models.install import check_generation
+from vscan.models.refusals import check_generation
 from vscan.prompt import VisualPrompt
 
 from ..llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
@@ -105,7 +105,7 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
             **kwargs: anything that transformers' generate takes.
 
         Raises:
-            ValueError: for what cannot work while visual tokens are reduced (`vscan.models.install.check_generation`).
+            ValueError: for what cannot work while visual tokens are reduced (`vscan.models.refusals.check_generation`).
         """
         if self.model.reduction is not None:
             check_generation(self, kwargs)

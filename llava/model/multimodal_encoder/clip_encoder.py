@@ -21,4 +21,4 @@ class CLIPVisionTower(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """[V, 3, H, W] -> [V, N, C], in raster order."""
-        return run_tower(self.vision_tower, images, self.select_layer)[0][:, 1:]
+        return run_tower(self.vision_tower, images, self.select_layer).hidden[:, 1:]

@@ -1,0 +1,178 @@
+"""The protocol of a model: what differs between those that can be reduced. One file a model, found by `model_type`."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..compat import pooled
+from ..config import ReductionConfig, count
+from ..methods.base import Kept, Method, Views
+from ..plan import Fitted
+from ..prompt import VisualPrompt
+from .encoded import EncodedImages, Modality, all_finite
+from .install import describe, encode_all, install_on_shell
+
+
+class Family(ABC):
+    """One kind of model, around one model of it.
+
+    A subclass says how pictures become `views`, and how reduced views are put together (`pack`) as the model does it;
+    or, where the tower itself reduces them, how they are encoded.
+
+    Args:
+        model: the model that generates.
+
+    Raises:
+        ValueError: for another model, or one that is put together in a way not supported.
+    """
+
+    # What it sees, and the keyword that brings it.
+    pixels: ClassVar[dict[str, str]] = {"image": "pixel_values"}
+
+    def __init__(self, model: nn.Module):
+        self.model, self.base = model, model.base_model
+        if self.base is model:
+            raise ValueError(f"expected the model that generates, got {type(model).__name__} inside it")
+
+    @property
+    def modalities(self) -> list[str]:
+        """Names of what it sees, such as "image"."""
+        return list(self.pixels)
+
+    def defaults(self, method: str) -> dict[str, Any]:
+        """Hyper-parameters of a method that have other defaults on this model."""
+        return {}
+
+    @abstractmethod
+    def fit(self, config: ReductionConfig, method: Method) -> Fitted:
+        """Check a reduction against the model; `Fitted.of` with what it knows of it."""
+
+    @abstractmethod
+    def num_views(self, name: str, call: dict) -> list[int]:
+        """Views of each picture that a call of `get_<name>_features` brings.
+
+        Args:
+            call: its keywords.
+        """
+
+    def views(self, name: str, call: dict, reduction) -> tuple[list[tuple[Views, list[int]]], Tensor]:
+        """Run the vision encoder.
+
+        Returns:
+            Pictures whose views have one size, in order, each with the views of every picture in it; and whether all
+            that the encoder gave is finite, bool [].
+        """
+        raise NotImplementedError
+
+    def pack(self, name: str, crops: list[Tensor], call: dict, newline: Tensor | None = None) -> list[Tensor]:
+        """Put the views of every picture together, as the model does it.
+
+        Args:
+            crops: [n, N, D] of each picture; numbers of one channel go the same way.
+            newline: [D], instead of the model's own.
+
+        Returns:
+            [M, D] of each.
+        """
+        return [views.flatten(0, 1) for views in crops]
+
+    # Whether `pack` leaves all tokens and adds none, so that their number is known beforehand.
+    packs_all: bool = True
+
+    def encode(self, reduction, name: str, original: Callable, call: dict) -> EncodedImages:
+        """What `get_<name>_features` gives under a reduction.
+
+        Args:
+            original: the model's own method.
+            call: its keywords.
+        """
+        num_views = self.num_views(name, call)
+        if not reduction.fitted.reduces_views:
+            images = pooled(original(**{**call, "return_dict": True}))
+            sizes = [len(image) for image in images]
+            return EncodedImages(pooler_output=images, num_views=num_views, num_kept=sizes, finite=all_finite(images))
+        batches, finite = self.views(name, call, reduction)
+        crops, left, num_kept = [], [], []
+        for views, of_images in batches:
+            tokens, kept, number = reduce_views(reduction.fitted, views, of_images)
+            crops += tokens.split(of_images)
+            left += kept.to(tokens.dtype).unsqueeze(-1).split(of_images)
+            num_kept += number
+        ones = torch.ones(1, dtype=crops[0].dtype, device=crops[0].device)
+        return EncodedImages(
+            pooler_output=self.pack(name, crops, call),
+            # Which are left goes the way of the features, as numbers: what packing cuts away is lost, newlines stay.
+            kept=[image[:, 0] > 0 for image in self.pack(name, left, call, ones)],
+            num_views=num_views,
+            num_kept=num_kept if self.packs_all else None,
+            finite=finite,
+        )
+
+    def adopt(self, output) -> EncodedImages | None:
+        """What was encoded before the reduction, where it is of use under it; None where it is not."""
+        return None
+
+    def install(self, reduction) -> Callable[[], None]:
+        """Put a reduction in force; returns the function that undoes it."""
+        modalities = [self.modality(reduction, name) for name in self.pixels]
+        return install_on_shell(self.model, reduction, modalities)
+
+    def modality(self, reduction, name: str) -> Modality:
+        """How pictures are encoded under a reduction."""
+        original = getattr(self.base, f"get_{name}_features")
+
+        def encode(**call) -> EncodedImages:
+            return self.encode(reduction, name, original, call)
+
+        return Modality(name, self.pixels[name], encode, self.adopt)
+
+    def prompt_of(self, inputs: dict) -> VisualPrompt:
+        """Where a call of the model holds its visual tokens, once its pictures are encoded.
+
+        Raises:
+            ValueError: for a call without pictures.
+        """
+        modalities = [Modality(name, pixels, None, self.adopt) for name, pixels in self.pixels.items()]
+        given, kwargs = encode_all(self.base, modalities, dict(inputs))
+        prompt = describe(self.base, given, kwargs)
+        if prompt is None:
+            raise ValueError(f"expected {' or '.join(self.pixels.values())} to plan for, got none")
+        return prompt
+
+
+def reduce_views(fitted: Fitted, views: Views, of_images: list[int]) -> tuple[Tensor, Tensor, list[int]]:
+    """Let a method reduce views, and lay its tokens out at their slots.
+
+    Args:
+        of_images: views of each picture.
+
+    Returns:
+        [V, N, D] in raster order, a kept token in its slot and zeros in all others; which slots are kept, bool [V, N];
+        and how many are left of each picture, where all groups keep what they are asked for.
+    """
+    method, num_tokens = fitted.method, views.grid[0] * views.grid[1]
+    num_views, is_whole = len(views.features), method.needs.group == "image" and views.layout is not None
+    group = num_views * num_tokens if is_whole else num_tokens
+    num = count(group, fitted.visual_tokens, num_views if is_whole else 1)
+    if num == group:
+        slots = torch.arange(num_tokens, device=views.features.device).expand(num_views, -1)
+        kept = Kept(slots, views.project(views.features))
+    else:
+        kept = method.encode(views, num)
+    slots = kept.slots.to(views.features.device)
+    if kept.values is None:
+        features = views.features.flatten(0, 1).unsqueeze(0) if is_whole else views.features
+        kept = kept._replace(values=views.project(features.take_along_dim(slots.unsqueeze(-1), dim=1)))
+    groups = torch.arange(len(slots), device=slots.device).unsqueeze(1)
+    if kept.valid is not None:
+        slots = torch.where(kept.valid, slots, group)  # a place that is cut off
+    tokens = kept.values.new_zeros(len(slots), group + 1, kept.values.shape[-1])
+    tokens = tokens.index_put_((groups, slots), kept.values)[:, :-1]
+    left = torch.zeros(tokens.shape[0], group + 1, dtype=torch.bool, device=slots.device).scatter_(1, slots, True)[
+        :, :-1
+    ]
+    shape = (num_views, num_tokens)
+    return tokens.reshape(*shape, -1), left.reshape(shape), [num] if is_whole else [num * n for n in of_images]
