@@ -1,6 +1,7 @@
 """`reduce(model, ...)` for a with block, `apply(model, ...)` for a handle: what a user calls."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -85,43 +86,23 @@ class Reduction:
         return self.last
 
 
-ARGUMENTS = """
-    Args:
-        model: a stock transformers model (LlavaForConditionalGeneration, LlavaNextForConditionalGeneration,
-            Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration) or one loaded by
-            `llava.model.builder`.
-        method: a name in `vscan.METHODS`.
-        visual_tokens: tokens kept per view (image, crop, frame) after the vision encoder: a count, or a share in
-            (0, 1]; None keeps all.
-        layers: {decoder layer: budget}: before that layer visual tokens are pruned to the budget; a count is per view,
-            a share is of the tokens that are left.
-        average: instead of both, visual tokens of a view on average over the decoder's layers, a count or a share.
-        preset: instead of both, the name of a published schedule of the method.
-        positions: "auto" (the method's, and the model's), "compact" or "original".
-        processor: of the model, where a method reads text.
-        text: one text a prompt, where a method reads text; None takes it from the prompt.
-        **fields: the method's hyper-parameters, such as window=6 or important_ratio=0.75.
-
-    Raises:
-        ValueError: for a budget, a layer or a model that does not fit, naming what was expected and what came.
-        LibraryChanged: if transformers does not do what this version of vscan was tested with (`vscan.compat`).
-    """
-
-
 def apply(
     model: nn.Module,
     method: str = "vscan",
     visual_tokens: Budget | None = None,
     layers: Mapping[int, Budget] | None = None,
+    positions: str = "auto",
     average: Budget | None = None,
     preset: str | None = None,
-    positions: str = "auto",
-    processor=None,
+    group: str | None = None,
+    frame_cls: bool | None = None,
+    processor: Any = None,
     text: list[str] | None = None,
-    **fields,
+    **fields: Any,
 ) -> Reduction:
-    """Reduce the visual tokens of a model until the returned handle's `remove()` is called."""
-    config = ReductionConfig(method, visual_tokens, layers or (), positions, fields, average, preset)
+    """Reduce the visual tokens of a model until the returned handle's `remove()` is called; arguments and errors are
+    those of `reduce`."""
+    config = ReductionConfig(method, visual_tokens, layers or (), positions, fields, average, preset, group, frame_cls)
     return apply_config(model, config, processor, text)
 
 
@@ -153,20 +134,42 @@ def reduce(
     method: str = "vscan",
     visual_tokens: Budget | None = None,
     layers: Mapping[int, Budget] | None = None,
+    positions: str = "auto",
     average: Budget | None = None,
     preset: str | None = None,
-    positions: str = "auto",
-    processor=None,
+    group: str | None = None,
+    frame_cls: bool | None = None,
+    processor: Any = None,
     text: list[str] | None = None,
-    **fields,
+    **fields: Any,
 ) -> Reducing:
     """Reduce the visual tokens of a model for the length of a with block.
 
     While it is in force, every thread that runs this model gets it reduced. A cache that it has filled is refused
     afterwards, and the model cannot be copied or pickled meanwhile.
+
+    Args:
+        model: a stock transformers model (LlavaForConditionalGeneration, LlavaNextForConditionalGeneration,
+            Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration) or one loaded by
+            `llava.model.builder`.
+        method: a name in `vscan.METHODS`.
+        visual_tokens: tokens kept per view (image, crop, frame) after the vision encoder: a count, or a share in
+            (0, 1]; None keeps all.
+        layers: {decoder layer: budget}: before that layer visual tokens are pruned to the budget; a count is per view,
+            a share is of the tokens that are left.
+        average: instead of both, visual tokens of a view on average over the decoder's layers, a count or a share.
+        preset: instead of both, the name of a published schedule of the method.
+        positions: "auto" (the method's, and the model's), "compact" or "original".
+        group: what one budget is for, "view" or "image" (all crops of a picture, all frames of a clip); None is the
+            method's own.
+        frame_cls: whether a frame's [CLS] token is kept, on models whose frames have one.
+        processor: of the model, where a method reads text.
+        text: one text a prompt, where a method reads text; None takes it from the prompt.
+        **fields: the method's hyper-parameters, such as window=6 or important_ratio=0.75.
+
+    Raises:
+        ValueError: for a budget, a layer or a model that does not fit, naming what was expected and what came.
+        LibraryChanged: if transformers does not do what this version of vscan was tested with (`vscan.compat`).
     """
-    config = ReductionConfig(method, visual_tokens, layers or (), positions, fields, average, preset)
+    config = ReductionConfig(method, visual_tokens, layers or (), positions, fields, average, preset, group, frame_cls)
     return Reducing(model, config, processor, text)
-
-
-apply.__doc__, reduce.__doc__ = apply.__doc__ + "\n" + ARGUMENTS, reduce.__doc__ + ARGUMENTS

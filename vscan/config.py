@@ -8,6 +8,8 @@ from typing import Any
 
 Budget = int | float
 POSITIONS = ("auto", "compact", "original")
+GROUPS = ("view", "image")
+LATER = ("average", "preset", "group", "frame_cls")  # in a record only where they are given: older ones lack them
 
 
 def count(num_tokens: int, budget: Budget | None, num_views: int = 1) -> int:
@@ -104,6 +106,8 @@ class ReductionConfig:
         average: instead of both budgets, the visual tokens of a view on average over the decoder's layers, a count or
             a share: the method's own way there (`Method.schedule`).
         preset: instead of both budgets, the name of a published schedule of the method (`Method.presets`).
+        group: what one budget is for, "view" or "image": all crops of a picture; None is the method's own.
+        frame_cls: whether a frame's [CLS] token is kept; None where frames have none.
         positions: "compact" renumbers positions without gaps after a reduction, "original" leaves every token at the
             position it had, "auto" is what the method's authors did on that model.
         fields: the method's own hyper-parameters, where they differ from its defaults.
@@ -119,6 +123,8 @@ class ReductionConfig:
     fields: Mapping[str, Any] = field(default_factory=dict)
     average: Budget | None = None
     preset: str | None = None
+    group: str | None = None
+    frame_cls: bool | None = None
 
     def __post_init__(self):
         from .methods import METHODS
@@ -130,6 +136,8 @@ class ReductionConfig:
         if self.visual_tokens is not None:
             object.__setattr__(self, "visual_tokens", check_budget(self.visual_tokens, "visual_tokens"))
         object.__setattr__(self, "layers", check_layers(self.layers))
+        if self.group not in (None, *GROUPS):
+            raise ValueError(f"group: expected one of {', '.join(GROUPS)}, or None, got {self.group!r}")
         if self.average is not None:
             object.__setattr__(self, "average", check_budget(self.average, "average"))
         given = [name for name in ("average", "preset") if getattr(self, name) is not None]
@@ -164,6 +172,6 @@ class ReductionConfig:
             "visual_tokens": self.visual_tokens,
             "layers": [list(stage) for stage in self.layers],
             "positions": self.positions,
-            **{name: getattr(self, name) for name in ("average", "preset") if getattr(self, name) is not None},
+            **{name: getattr(self, name) for name in LATER if getattr(self, name) is not None},
             **self.fields,
         }

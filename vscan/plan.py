@@ -21,6 +21,7 @@ class Fitted:
         compact_positions: whether tokens are numbered anew without gaps.
         rank_with_rotary: whether the decoder's ranking applies the rotary embedding.
         text_config: the decoder's config.
+        group: what one budget of the encoder is for, "view" or "image".
     """
 
     method: Method
@@ -31,6 +32,7 @@ class Fitted:
     compact_positions: bool
     rank_with_rotary: bool
     text_config: object
+    group: str = "view"
 
     @classmethod
     def of(
@@ -73,15 +75,20 @@ class Fitted:
             num_tokens=num_tokens,
             num_layers=num_layers,
             compact_positions={"auto": auto, "compact": True, "original": False}[config.positions],
-            rank_with_rotary=rank_with_rotary,
+            rank_with_rotary=rank_with_rotary if method.with_rotary is None else method.with_rotary,
             text_config=text_config,
+            group=config.group or method.needs.group,
         )
+        if fitted.group == "image" != method.needs.group:
+            raise ValueError(f"group: expected 'view' or None for {config.method!r}, got 'image'")
+        if config.frame_cls is not None:
+            raise ValueError(
+                f"frame_cls: expected None, for views of this model have no [CLS] token, got {config.frame_cls}"
+            )
         if fitted.reduces_views:
             if type(method).encode is Method.encode:
-                raise ValueError(
-                    f"visual_tokens: expected None, for {config.method!r} reduces nothing after the vision encoder, got "
-                    f"{config.visual_tokens}"
-                )
+                got = f"{config.method!r} reduces nothing after the vision encoder, got {config.visual_tokens}"
+                raise ValueError(f"visual_tokens: expected None, for {got}")
             if method.needs.cls and not has_cls:
                 raise ValueError(
                     f"method {config.method!r}: expected a vision encoder with a [CLS] token, got one without"
@@ -96,7 +103,7 @@ class Fitted:
 
     def num_kept_of(self, num_views: int) -> int:
         """Tokens left of a picture of so many views."""
-        if self.method.needs.group == "image" and num_views > 1:
+        if self.group == "image" and num_views > 1:
             return count(num_views * self.num_tokens, self.visual_tokens, num_views)
         return num_views * self.num_kept
 
@@ -117,6 +124,8 @@ def scheduled(config: ReductionConfig, method: Method, num_layers: int, num_toke
         ValueError: for a preset that the method does not have.
         Unreachable: for an average that no budgets give.
     """
+    if isinstance(config.average, int) and num_tokens is not None and config.average > num_tokens:
+        raise ValueError(f"average: expected at most the {num_tokens} visual tokens of a view, got {config.average}")
     if config.preset is not None:
         if config.preset not in method.presets:
             names = ", ".join(method.presets) or "none"

@@ -128,7 +128,7 @@ class LlavaMetaForCausalLM:
         sizes = [None] * len(views) if image_sizes is None else image_sizes
         fitted = None if self.model.reduction is None else self.model.reduction.fitted
         layouts = None
-        if fitted is not None and fitted.method.needs.group == "image":
+        if fitted is not None and fitted.group == "image":
             layouts = [self.layout(number, size) for number, size in zip(views, sizes, strict=True)]
         encoded, kept = self.encode_images(torch.cat(list(images)), views, layouts)
 

@@ -17,8 +17,9 @@ VARIANTS = {
     "vispruner": [{"important_ratio": 0.0}],
     "random": [{"seed": 3}],
 }
-# Methods that reduce nothing after the vision encoder.
+# Methods that reduce nothing after the vision encoder, and those that do it in the blocks of a tower.
 IN_THE_DECODER_ALONE = [name for name in vscan.METHODS if method_class(name).encode is Method.encode]
+IN_THE_TOWER = [name for name in vscan.METHODS if method_class(name).block is not Method.block]
 CASES = {
     name + "".join(f" {field}={value}" for field, value in fields.items()): (name, fields)
     for name in vscan.METHODS
@@ -26,7 +27,7 @@ CASES = {
 }
 
 
-ENCODING = {case: call for case, call in CASES.items() if call[0] not in IN_THE_DECODER_ALONE}
+ENCODING = {case: call for case, call in CASES.items() if call[0] not in (*IN_THE_DECODER_ALONE, *IN_THE_TOWER)}
 
 
 class Called(NamedTuple):

@@ -35,6 +35,7 @@ class Family:
         vscan_fields: what the method of that name must be told, because the tower is so small.
         markers: tokens of text around every picture.
         unpads: whether it depends on the picture how many tokens are left after the encoder.
+        has_cls: whether the vision encoder has a [CLS] token.
     """
 
     make: Callable
@@ -43,6 +44,7 @@ class Family:
     vscan_fields: dict = field(default_factory=lambda: {"local_layer": 1})
     markers: int = 0
     unpads: bool = False
+    has_cls: bool = True
 
     @property
     def model(self):
@@ -116,7 +118,7 @@ def qwen(model, rows: list, side: str = "left") -> dict:
 
 def qwen_family(cls: type) -> Family:
     shares = {"visual_tokens": 0.5, "layers": {1: 0.6, 3: 4}}
-    return Family(partial(tiny_qwen, cls), qwen, shares, vscan_fields={}, markers=2)
+    return Family(partial(tiny_qwen, cls), qwen, shares, vscan_fields={}, markers=2, has_cls=False)
 
 
 FAMILIES = {

@@ -1,14 +1,15 @@
 """What holds of every model that can be reduced: a new one is tried here as soon as it is in `families.FAMILIES`."""
 
-from functools import lru_cache
-
 import pytest
 import torch
+from contracts.calling import IN_THE_DECODER_ALONE
 from contracts.families import FAMILIES, NUM_LAYERS, ROWS
 from helpers import close
 
 import vscan
+from vscan.checks.oracle import masked_logits, recorded
 from vscan.compat import cache_of
+from vscan.methods import method_class
 
 NUM_NEW = 4
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
@@ -159,19 +160,50 @@ def test_two_reductions_at_once_are_refused(family):
         assert reduction.last is not None
 
 
-@lru_cache
-def counts_of(family, method: str) -> list[list[int]]:
-    """Visual tokens of every row in every layer under the family's budgets; a plain forward."""
-    model, inputs = family.model, family.inputs(family.model, ROWS["unequal"])
-    with vscan.reduce(model, method, **family.budgets, **family.fields(method)) as reduction:
+def settings_of(family, name: str) -> dict:
+    """A reduction by a method, wherever it reduces."""
+    settings = {"method": name, **family.budgets, **family.fields(name)}
+    if name in IN_THE_DECODER_ALONE:
+        del settings["visual_tokens"]
+    return settings
+
+
+@pytest.fixture(params=[*vscan.METHODS, "sparsevlm 2.0"])
+def method(request, family):
+    """A reduction by a method; what needs a [CLS] token is refused where there is none."""
+    name, _, release = request.param.partition(" ")
+    settings = settings_of(family, name) | ({"release": release} if release else {})
+    if method_class(name)().needs.cls and not family.has_cls:
+        with pytest.raises(
+            ValueError, match=f"^method '{name}': expected a vision encoder with a .CLS. token, got one wi"
+        ):
+            vscan.apply(family.model, **settings)
+        pytest.skip("refused, as it has to be")
+    return settings
+
+
+def test_what_every_method_leaves_is_planned_beforehand_and_undone(family, method):
+    before, model = anatomy(family.model), family.model
+    inputs = family.inputs(model, ROWS["unequal"])
+    with vscan.reduce(model, **method) as reduction:
         model(**inputs)
-        return [row.tokens_per_layer for row in reduction.stats().rows]
-
-
-@pytest.mark.parametrize("method", vscan.METHODS)
-def test_every_method_keeps_as_many_tokens_as_vscan_and_is_undone(family, method):
-    before = anatomy(family.model)
-    counts = counts_of(family, method)
-    first = 1 if family.unpads else 0
-    assert [row[first:] for row in counts] == [row[first:] for row in counts_of(family, "vscan")]
+        plan, stats = reduction.plan(**inputs), reduction.stats()
+    for number, row in enumerate(stats.rows):
+        assert row.tokens_per_layer == [stage.num_visual[number] for stage in plan.of_layers]
+    assert stats.cache_lengths == [stage.length for stage in plan.of_layers]
     assert anatomy(family.model) == before
+
+
+def test_a_batch_equals_its_items_alone_and_the_masking_oracle_for_every_method(family, method):
+    model, rows = family.model, ROWS["unequal"]
+    inputs = family.inputs(model, rows)
+    with vscan.reduce(model, **method) as reduction, recorded(model) as records:
+        logits = model(**inputs).logits[:, -1]
+        kept = kept_of(reduction)
+        for number, row in enumerate(rows):
+            close(logits[number], model(**family.inputs(model, [row])).logits[0, -1])
+            if any(isinstance(part, str) for part in row):
+                assert [stage[number] for stage in kept] == [stage[0] for stage in kept_of(reduction)]
+    if method != settings_of(family, "sparsevlm"):  # what is recycled stands at no place of the dense prompt
+        none = inputs["input_ids"].new_empty(len(rows), 0)
+        close(logits, masked_logits(model, records[0], none)[0][:, 0])

@@ -25,7 +25,6 @@ class Needs(NamedTuple):
         rows: vision layers whose row (`Views.rows`) is wanted; negative ones count from the end, as in Python.
         keys: vision layers whose keys and [CLS] query are wanted.
         cls: whether the vision encoder must have a [CLS] token.
-        text: whether the prompts' text is wanted.
         group: what one budget is for, "view" or "image": all crops of a picture.
         back: decoder inputs kept behind the pruning layer, 0 or 1: with 1 the rows of the layer before can be read.
     """
@@ -33,7 +32,6 @@ class Needs(NamedTuple):
     rows: tuple[int, ...] = ()
     keys: tuple[int, ...] = ()
     cls: bool = False
-    text: bool = False
     group: str = "view"
     back: int = 0
 
@@ -68,7 +66,6 @@ class Views:
         num_heads: of those.
         layout: where the views are the crops of one picture and `Needs.group` is "image"; None for a single view.
         state: what `Method.block` left in the blocks of the tower.
-        text: one text a view, where `Needs.text` asks for it.
     """
 
     pixels: Tensor
@@ -82,7 +79,6 @@ class Views:
     num_heads: int = 1
     layout: Layout | None = None
     state: dict = field(default_factory=dict)
-    text: list[str] | None = None
 
 
 class Entry(NamedTuple):
@@ -210,6 +206,8 @@ class Method:
     # Whether tokens are numbered anew without gaps ("compact") or stay at their positions ("original"); M-RoPE models
     # keep theirs whatever a method says here.
     positions: ClassVar[str] = "compact"
+    # Whether its rows in the decoder apply the rotary embedding; None: as VScan ranks on that model.
+    with_rotary: ClassVar[bool | None] = None
     # Published schedules whose counting differs from ours, by the name that `preset` gives.
     presets: ClassVar[dict[str, Schedule]] = {}
 

@@ -43,6 +43,7 @@ class SparseVLM(Method):
     """
 
     release: Literal["1.5", "2.0"] = "1.5"
+    with_rotary = True
 
     @property
     def positions(self) -> str:
@@ -126,8 +127,6 @@ def raters(entry: Entry) -> Tensor:
 
 def closeness(stage: Stage, columns: Tensor) -> Tensor:
     """W of release 2.0 for the columns that ask: [B, T, S]."""
-    if stage.rotary is None:
-        raise ValueError("release: expected a model whose ranking has the rotary embedding for '2.0', got one without")
     cos, sin = (part.float().expand(len(columns), -1, -1) for part in stage.rotary)
     ones = rotate(torch.ones_like(cos).unsqueeze(1), cos, sin)[:, 0]
     return ones.take_along_dim(columns.unsqueeze(-1), dim=1) @ ones.transpose(1, 2) / cos.shape[-1] ** 0.5

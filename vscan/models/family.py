@@ -154,7 +154,7 @@ def reduce_views(fitted: Fitted, views: Views, of_images: list[int]) -> tuple[Te
         and how many are left of each picture, where all groups keep what they are asked for.
     """
     method, num_tokens = fitted.method, views.grid[0] * views.grid[1]
-    num_views, is_whole = len(views.features), method.needs.group == "image" and views.layout is not None
+    num_views, is_whole = len(views.features), fitted.group == "image" and views.layout is not None
     group = num_views * num_tokens if is_whole else num_tokens
     num = count(group, fitted.visual_tokens, num_views if is_whole else 1)
     if num == group:

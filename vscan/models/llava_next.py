@@ -48,7 +48,7 @@ class LlavaNext(Llava):
         if pixels.ndim == 5:
             pixels = torch.cat([image[:number] for image, number in zip(pixels, crops, strict=True)])
         layouts = None
-        if reduction.fitted.method.needs.group == "image":
+        if reduction.fitted.group == "image":
             layouts = [self.layout(size, number) for size, number in zip(call["image_sizes"], crops, strict=True)]
         tower, project = self.base.vision_tower, self.base.multi_modal_projector
         return clip_views(reduction, tower, project, pixels, self.feature_layer(call), crops, layouts)
