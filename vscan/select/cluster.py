@@ -6,6 +6,19 @@ from torch import Tensor
 from .scan import top
 
 
+def distances_of(points: Tensor) -> Tensor:
+    """||x_i - x_j|| in fp32 by one matrix product: [B, Q, D] -> [B, Q, Q], exactly symmetric and 0 to oneself.
+
+    Each other's nearest neighbours have equal densities, which rounding must not tell apart.
+    """
+    points = points.float()
+    points = points - points[:, :1]  # what all have in common would cancel out with the digits behind it
+    products = points @ points.transpose(1, 2)
+    squares = products.diagonal(dim1=1, dim2=2)
+    sums = products + products.transpose(1, 2)
+    return (squares.unsqueeze(1) + squares.unsqueeze(2) - sums).clamp(min=0).sqrt()
+
+
 def density(distances: Tensor, num_neighbours: list[int]) -> Tensor:
     """rho_i = exp(-mean d_ij^2) over the nearest neighbours j of i, itself among them.
 
@@ -42,8 +55,7 @@ def density_peaks(points: Tensor, num_points: list[int], num_clusters: list[int]
     index = torch.arange(width, device=points.device)
     there = index < torch.tensor(num_points, device=points.device).unsqueeze(1)
     between = there.unsqueeze(1) & there.unsqueeze(2)
-    # No matrix product: twins are to be at a distance of 0 and d_ij to be d_ji, for ties follow from that.
-    distances = torch.cdist(points.float(), points.float(), compute_mode="donot_use_mm_for_euclid_dist") / size**0.5
+    distances = distances_of(points) / size**0.5
     farthest = distances.masked_fill(~between, 0).amax(dim=(1, 2)).unsqueeze(1)
     distances = distances.masked_fill(~between, torch.inf)
 
