@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config import ReductionConfig
+from ..config import Budget, ReductionConfig
 from .records import AnswersFile
 from .run_record import versions
 from .scoring import check_answers, score
@@ -26,13 +26,15 @@ class Cell:
     Args:
         label: what it is called; cells of one label are one line in the picture.
         reduction: what is reduced; None is the dense model.
-        tokens: visual tokens of an image, averaged over the decoder's layers; None says that there is no such number,
-            and leaves the cell out of the picture.
+        tokens: visual tokens of an image, averaged over the decoder's layers, as a count or a share; None says that
+            there is no such number, and leaves the cell out of the picture.
+        least: where the method cannot have so few on average, how many it can; there is nothing to answer then.
     """
 
     label: str
     reduction: ReductionConfig | None = None
-    tokens: float | None = None
+    tokens: Budget | None = None
+    least: Budget | None = None
 
     @property
     def name(self) -> str:
@@ -51,8 +53,8 @@ class Row:
 
     Args:
         cell: which one.
-        answers: what it said to each question.
-        correct: bool [number of questions].
+        answers: what it said to each question; of a cell that cannot be, none.
+        correct: bool [number of answers]; without right answers, whether it said what the dense model said.
         num_unparsable: answers that hold no box where one was asked for.
         stages: (layer, visual tokens from that layer on), the mean over the questions that have an image.
         seconds: spent in answering, summed over the questions; encoding that another cell had done already is in it.
@@ -77,17 +79,22 @@ def evaluate(
 
     Args:
         cells: in the order of the table.
-        questions: as in a question file, each with its `answer`.
+        questions: as in a question file, each with its `answer`; where none has one, the dense cell's answers count as
+            right.
         output: folder for the answers files, a cell each, with their records beside them.
         record: plain values, whatever decides the answers beside cell and questions: the model, how it generates.
         answer: writes the answers of a cell to the given row numbers into the given file; called once for each cell
             that lacks some.
 
     Raises:
-        ValueError: for questions without answers, two cells of one name, or a folder that was begun with other
+        ValueError: for some questions without answers, or all of them and no dense cell; for two cells of one name,
+            or a folder that was begun with other
             questions or another record, before anything is answered; and whatever `answer` raises.
     """
     check_answers(questions)
+    dense = next((cell for cell in cells if cell.reduction is None), None)
+    if dense is None and "answer" not in questions[0]:
+        raise ValueError("questions: expected right answers where no cell is the dense model, got none")
     names = [cell.file_name for cell in cells]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -96,23 +103,32 @@ def evaluate(
     record = {"versions": versions(), **record, "questions": {"number": len(questions), "sha256": digest}}
     with ExitStack() as stack:
         # All files are opened, and so checked, before the first question is answered.
-        files = []
+        files = {}
         for cell in cells:
-            config = {**record, "reduction": cell.reduction and cell.reduction.to_dict()}
-            files.append(AnswersFile(Path(output) / cell.file_name, config))
-            stack.callback(files[-1].close)
-        left = [file.todo(questions) for file in files]
-        rows = []
-        for cell, file, todo in zip(cells, files, left, strict=True):
-            if todo:
-                answer(cell, todo, file)
-                file.merge()
-            rows.append(_scored(cell, questions, file))
-    return rows
+            if cell.least is None:
+                config = {**record, "reduction": cell.reduction and cell.reduction.to_dict()}
+                files[cell.name] = AnswersFile(Path(output) / cell.file_name, config)
+                stack.callback(files[cell.name].close)
+        left = {name: file.todo(questions) for name, file in files.items()}
+        for cell in cells:
+            if left.get(cell.name):
+                answer(cell, left[cell.name], files[cell.name])
+                files[cell.name].merge()
+        if "answer" not in questions[0]:
+            questions = _answered_by(files[dense.name], questions)
+        return [_scored(cell, questions, files.get(cell.name)) for cell in cells]
 
 
-def _scored(cell: Cell, questions: list[dict], file: AnswersFile) -> Row:
-    """Read a cell's answers and their stats."""
+def _answered_by(file: AnswersFile, questions: list[dict]) -> list[dict]:
+    """Questions whose right answers are those in a file."""
+    texts = [json.loads(answer)["text"] for _, answer, _ in file.rows()]
+    return [{**question, "answer": [text]} for question, text in zip(questions, texts, strict=True)]
+
+
+def _scored(cell: Cell, questions: list[dict], file: AnswersFile | None) -> Row:
+    """Read a cell's answers and their stats; None is a cell that cannot be."""
+    if file is None:
+        return Row(cell, [], np.array([], dtype=bool), 0, [], 0.0)
     lines = [(json.loads(answer), json.loads(stats)) for _, answer, stats in file.rows()]
     texts = [answer["text"] for answer, _ in lines]
     scores = [score(text, question["answer"]) for text, question in zip(texts, questions, strict=True)]

@@ -20,15 +20,16 @@ def plot(summaries: Sequence[Summary], file: str | Path) -> None:
     categories alike.
 
     Args:
-        summaries: those without tokens, beside the dense one, are left out.
+        summaries: those without tokens, beside the dense one, are left out, and those that cannot be.
         file: PNG to write.
     """
     from matplotlib.figure import Figure  # tables are made without it
 
     lines: dict[str, list[Summary]] = {}
     for summary in summaries:
-        if summary.cell.reduction is not None and summary.cell.tokens is not None:
-            lines.setdefault(summary.cell.label, []).append(summary)
+        cell = summary.cell
+        if cell.reduction is not None and cell.tokens is not None and cell.least is None:
+            lines.setdefault(cell.label, []).append(summary)
     dense = next((summary for summary in summaries if summary.cell.reduction is None), None)
     budgets = sorted({summary.cell.tokens for line in lines.values() for summary in line})
 

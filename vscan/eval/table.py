@@ -24,12 +24,13 @@ from .cells import Cell, Row
 from .scoring import NO_CATEGORY, is_box
 
 QUANTILE = 1.959964  # of the normal distribution, at 0.975
+SAME = "The questions have no answers: right is what the dense model says."
 WEIGHTS = "Categories count alike, however many questions each has: in the mean, and in its difference to dense."
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A row of the table; accuracies and differences in points.
+    """A row of the table; accuracies and differences in points. A cell that cannot be has none: all are nan or None.
 
     Args:
         cell: which one.
@@ -56,7 +57,9 @@ class Summary:
 
     @property
     def stages_text(self) -> str:
-        """Such as "0: 96, 4: 32"."""
+        """Such as "0: 96, 4: 32"; of a cell that cannot be, why."""
+        if self.cell.least is not None:
+            return f"not reachable (at least {self.cell.least:g})"
         return ", ".join(f"{layer}: {round(tokens, 1):g}" for layer, tokens in self.stages)
 
 
@@ -99,7 +102,7 @@ def summarise(rows: Sequence[Row], questions: list[dict]) -> list[Summary]:
     """
     categories = [question.get("category", NO_CATEGORY) for question in questions]
     clusters = [question.get("image") or row for row, question in enumerate(questions)]
-    asks_for_boxes = any(is_box(question["answer"]) for question in questions)
+    asks_for_boxes = any(is_box(question.get("answer")) for question in questions)
     dense = next((row for row in rows if row.cell.reduction is None), None)
 
     def accuracy(row: Row) -> dict[str, float]:
@@ -110,6 +113,11 @@ def summarise(rows: Sequence[Row], questions: list[dict]) -> list[Summary]:
     summaries = []
     reference = 0.0 if dense is None else float(np.mean(list(accuracy(dense).values())))
     for row in rows:
+        if row.cell.least is not None:
+            nothing = dict.fromkeys(categories, math.nan)
+            num_boxes = 0 if asks_for_boxes else None
+            summaries.append(Summary(row.cell, 0, nothing, math.nan, None, None, None, num_boxes, [], math.nan))
+            continue
         points = accuracy(row)
         mean = float(np.mean(list(points.values())))
         difference = half_width = None
@@ -133,6 +141,10 @@ def summarise(rows: Sequence[Row], questions: list[dict]) -> list[Summary]:
     return summaries
 
 
+def _shown(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:.1f}"
+
+
 def texts(summaries: Sequence[Summary]) -> list[list[str]]:
     """The table's header and lines, as they are shown."""
     boxes = summaries[0].num_unparsable is not None
@@ -144,9 +156,9 @@ def texts(summaries: Sequence[Summary]) -> list[list[str]]:
             low, high = (summary.difference + sign * summary.half_width for sign in (-1, 1))
             interval = "" if math.isnan(low) else f" [{low:+.1f}, {high:+.1f}]"
             difference = f"{summary.difference:+.1f}{interval}"
-        line = [summary.cell.name, *(f"{points:.1f}" for points in summary.accuracy.values()), f"{summary.mean:.1f}"]
-        line += [difference, "" if summary.retained is None else f"{summary.retained:.1f}"]
-        line += [summary.stages_text, f"{summary.seconds:.1f}"]
+        accuracies = [_shown(points) for points in (*summary.accuracy.values(), summary.mean)]
+        line = [summary.cell.name, *accuracies, difference, _shown(summary.retained)]
+        line += [summary.stages_text, _shown(summary.seconds)]
         lines.append(line + [str(summary.num_unparsable)] * boxes)
     return lines
 
@@ -173,7 +185,7 @@ def write_csv(summaries: Sequence[Summary], file: str | Path) -> None:
             ends = [None, None]
             if summary.difference is not None and not math.isnan(summary.half_width):
                 ends = [summary.difference - summary.half_width, summary.difference + summary.half_width]
-            cell = summary.cell
+            cell, seconds = summary.cell, round(summary.seconds, 6)
             line = [cell.label, cell.tokens, summary.num_questions, *summary.accuracy.values(), summary.mean]
-            line += [summary.difference, *ends, summary.retained, summary.stages_text, summary.num_unparsable]
-            writer.writerow([*line, round(summary.seconds, 6)])
+            line += [summary.difference, *ends, summary.retained, summary.stages_text, summary.num_unparsable, seconds]
+            writer.writerow([None if isinstance(value, float) and math.isnan(value) else value for value in line])

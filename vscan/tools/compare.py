@@ -6,12 +6,14 @@ The data folder holds images/ and questions.jsonl, a question a line:
 
     {"question_id": 0, "image": "0.png", "text": "Is there a star?", "category": "existence", "answer": "yes"}
 
-`answer` is the right words, a list of words that are all right, or a box [x1, y1, x2, y2] relative to the picture. "64
-tokens" is the average over the decoder's layers, per view: VScan has its two stages, other methods keep 64 after the
-vision encoder. Accuracies are in percent; categories count alike in the mean and in its difference to dense, however
-many questions each has. `vscan.eval.table` says how the difference gets its interval.
+`answer` is the right words, a list of words that are all right, or a box [x1, y1, x2, y2] relative to the picture;
+where no question has one, right is what the dense model says. "64 tokens" is the average over the decoder's layers, per
+view: every method has its own way there (`Method.schedule`), and "not reachable" stands for one that has none. For
+models whose pictures vary in size it is a share, such as 0.111. Accuracies are in percent; categories count alike in
+the mean and in its difference to dense, however many questions each has. `vscan.eval.table` says how the difference
+gets its interval.
 
-A picture is encoded once for all cells, and the seconds that this took are counted in each.
+A CLIP tower encodes a picture once for all reduced cells, and the seconds that this took are counted in each.
 
 The output folder gets table.md, table.csv, accuracy.png and a cell's answers file each. The same command goes on where
 it was stopped; with more methods or budgets it adds them. In Python: `compare` answers, `report` makes the table.
@@ -20,40 +22,54 @@ it was stopped; with more methods or budgets it adds them. In Python: `compare` 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..config import ReductionConfig, prune_layer_of
-from ..eval.arguments import Parser, add, positive
+from ..config import Budget, ReductionConfig
+from ..eval.arguments import Parser, add, budget, positive
 from ..eval.questions import check_images, read_questions
 from ..eval.scoring import check_answers
-from ..flops import vscan_schedule
+from ..io.load import Checkpoint, at_hand, checkpoint_of
+from ..methods import make_method
 
 if TYPE_CHECKING:  # --help and wrong flags need no numpy
     from ..eval.cells import Cell, Row
     from ..eval.records import AnswersFile
 
 METHODS = "vscan,vispruner,fastervlm,random,downsample"
-TOKENS = "192,128,64"
+TOKENS, SHARES = "192,128,64", "0.333,0.222,0.111"
 CONV_MODE, MAX_NEW_TOKENS, BATCH_SIZE = "vicuna_v1", 32, 8
+GREEDY = {"do_sample": False, "temperature": None, "top_p": None}
 
 
-def cell_at(method: str, tokens: int, num_layers: int, prune_layer: int | None = None) -> Cell:
-    """A method at an average of `tokens` visual tokens over the decoder's `num_layers` layers.
+def cell_at(
+    method: str, average: Budget, num_layers: int, num_tokens: int | None, fields: Mapping[str, Any] | None = None
+) -> Cell:
+    """A method at an average of visual tokens over the decoder's layers, by its own schedule.
 
     Args:
-        prune_layer: of VScan; None is the middle.
+        average: a count of a view's tokens, or a share of them.
+        num_layers: of the decoder.
+        num_tokens: of a view; None where views vary in size.
+        fields: the method's hyper-parameters that differ from its defaults, as a checkpoint may have them.
 
     Raises:
-        ValueError: for a method that is none, or an average that it cannot meet.
+        ValueError: for a method that is none, or an average that is none.
     """
     from ..eval.cells import Cell
+    from ..methods.base import Unreachable
+    from ..plan import scheduled
 
-    visual_tokens, layers = vscan_schedule(tokens, num_layers, prune_layer) if method == "vscan" else (tokens, ())
-    return Cell(method, ReductionConfig(method, visual_tokens, layers), tokens)
+    asked = ReductionConfig(method, average=average)
+    try:
+        config = scheduled(asked, make_method(method, fields or {}), num_layers, num_tokens)
+    except Unreachable as error:
+        return Cell(method, asked, average, error.least)
+    return Cell(method, config, average)
 
 
 def compare(
@@ -69,18 +85,18 @@ def compare(
     num_workers: int = 0,
     **record,
 ) -> list[Row]:
-    """Let a LLaVA answer questions in every cell, greedily. Of what `output` holds already nothing is done again.
+    """Let a model answer questions in every cell, greedily. Of what `output` holds already nothing is done again.
 
     Args:
-        load: gives (tokenizer, model, image processor, ...) as `load_pretrained_model` does; called only where answers
-            are missing. For a model at hand: `lambda: (tokenizer, model, image_processor)`.
+        load: gives (tokenizer, model, image processor, ...) as `vscan.io.load` does; called only where answers are
+            missing. For a model at hand: `lambda: (tokenizer, model, image_processor)`.
         cells: in the order of the table; one without a reduction is the dense model.
         questions: with `answer`, and `category` where there are several, as in a question file.
         image_folder: what their images are relative to.
         output: folder for the answers files.
         model_id: what answers call the model; with another one `output` is not continued. Nor with other weights, if
             `weights=weights_of(folder)` is among the record.
-        conv_mode: conversation template.
+        conv_mode: conversation template, where the checkpoint has none itself.
         max_new_tokens, batch_size, num_workers: of an answer; prompts at a time, where questions about one image go
             together and encode it once; processes that prepare images.
         **record: other plain values that must be the same for `output` to be continued.
@@ -93,50 +109,30 @@ def compare(
     """
     from ..eval.cells import evaluate
 
-    loaded = []
+    setup = []
 
     def answer(cell: Cell, todo: list[int], answers: AnswersFile) -> None:
-        # llava imports vscan; only what runs a model may import it the other way.
-        from llava.eval.answering import Answering, Preparation
-
         from ..api import apply_config
         from ..eval.runner import Answer, run
-        from ..models.towers import TowerMemory
 
-        is_first = not loaded
+        is_first = not setup
         if is_first:
-            loaded.extend(load()[:3])
-            loaded[1].generation_config.max_length = None  # the checkpoint's own would be warned about at every call
-            row_layers = []
-            for other in cells:
-                if other.reduction is not None:
-                    tried = apply_config(loaded[1], other.reduction)
-                    row_layers += tried.method.cls_layers
-                    tried.remove()
-            loaded.append(TowerMemory(tuple(row_layers)))
-        tokenizer, model, image_processor, memory = loaded
-        reduction = None if cell.reduction is None else apply_config(model, cell.reduction)
+            loaded = at_hand(*load()[:3])
+            setup.extend((loaded, _memory_for(loaded.model, cells)))
+        loaded, memory = setup
+        reduction = None if cell.reduction is None else apply_config(loaded.model, cell.reduction)
         try:
             print(f"{cell.name}: {len(todo)} of {len(questions)} questions to answer", file=sys.stderr)
-            prepare = Preparation.of(
-                model, tokenizer, image_processor, str(image_folder), conv_mode, reduction=reduction
-            )
-            answering = Answering(
-                tokenizer,
-                model,
-                reduction,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                max_new_tokens=max_new_tokens,
-            )
+            prepare = loaded.preparation(str(image_folder), conv_mode, reduction)
+            answering = loaded.answering(reduction, **GREEDY, max_new_tokens=max_new_tokens)
             if is_first:  # what the first call of a process sets up is no part of a cell's seconds
                 answering([prepare(questions[todo[0]])])
+            if reduction is not None:
+                reduction.tower_memory = memory
 
             def remembering(prompts: list) -> list[Answer]:
                 memory.seconds = 0.0
-                with memory:
-                    replies = answering(prompts)
+                replies = answering(prompts)
                 shared = {"shared_seconds": round(memory.seconds / len(prompts), 6)}
                 return [replace(reply, stats={**reply.stats, **shared}) for reply in replies]
 
@@ -161,36 +157,54 @@ def compare(
     return evaluate(cells, questions, output, record, answer)
 
 
+def _memory_for(model, cells: Sequence[Cell]):
+    """What the tower makes of pictures in all cells; ValueError for a reduction that does not fit the model."""
+    from ..api import apply_config
+    from ..models.towers import TowerMemory
+
+    layers = []
+    for cell in cells:
+        if cell.reduction is not None and cell.least is None:
+            tried = apply_config(model, cell.reduction)
+            layers += tried.method.needs.rows
+            tried.remove()
+    return TowerMemory(tuple(layers))
+
+
 def report(rows: Sequence[Row], questions: list[dict], output: str | Path) -> str:
     """Write table.md, table.csv and accuracy.png into the folder `output`; returns the first."""
     from ..eval.chart import plot
-    from ..eval.table import WEIGHTS, markdown, summarise, write_csv
+    from ..eval.table import SAME, WEIGHTS, markdown, summarise, write_csv
 
     summaries = summarise(rows, questions)
-    text = f"{markdown(summaries)}\n{WEIGHTS}\n"
+    notes = [WEIGHTS] if "answer" in questions[0] else [SAME, WEIGHTS]
+    text = markdown(summaries) + "".join(f"\n{note}\n" for note in notes)
     (Path(output) / "table.md").write_text(text, encoding="utf-8")
     write_csv(summaries, Path(output) / "table.csv")
     plot(summaries, Path(output) / "accuracy.png")
     return text
 
 
-def _cells(methods: str, budgets: str, config: dict, model_path: str) -> list[Cell]:
-    """Dense, and all that the command line asks for, checked against the checkpoint's config."""
-    from llava.model.check import check_reduction
-
+def _cells(methods: str, budgets: str | None, checkpoint: Checkpoint) -> list[Cell]:
+    """Dense, and all that the command line asks for, checked against the checkpoint's files."""
     from ..eval.cells import Cell
 
-    num_layers = (config.get("text_config") or config).get("num_hidden_layers", 32)
+    kind, expected, usual = (int, "counts", TOKENS) if checkpoint.num_tokens else (float, "shares", SHARES)
     cells = [Cell("dense")]
-    for method in methods.split(","):
-        for text in budgets.split(","):
-            if not text.strip().isdecimal():
-                raise ValueError(f"--tokens: expected counts such as {TOKENS!r}, got {budgets!r}")
+    for method in map(str.strip, methods.split(",")):
+        for text in map(str.strip, (budgets or usual).split(",")):
             try:
-                cells.append(cell_at(method.strip(), int(text), num_layers, prune_layer_of(config)))
-                check_reduction(cells[-1].reduction, config, model_path)
+                average = budget(text)
+            except ArgumentTypeError:
+                average = None
+            if not isinstance(average, kind):
+                raise ValueError(f"--tokens: expected {expected} such as {usual!r}, got {budgets!r}")
+            try:
+                fields = checkpoint.fields(method)
+                cells.append(cell_at(method, average, checkpoint.num_layers, checkpoint.num_tokens, fields))
+                checkpoint.check_reduction(cells[-1].reduction)
             except ValueError as error:
-                raise ValueError(f"{method.strip()} at {text.strip()} tokens: {error}") from error
+                raise ValueError(f"{method} at {text} tokens: {error}") from error
     return cells
 
 
@@ -208,20 +222,17 @@ def main(argv: list[str]) -> None:
     add(parser, "--question-file", default=None, help="in place of --data, with --image-folder")
     add(parser, "--image-folder", default=None, help="folder that the questions' images are relative to")
     add(parser, "--methods", default=METHODS, help=f"with commas between them; default: {METHODS}")
-    add(parser, "--tokens", default=TOKENS, help=f"averages over the decoder's layers; default: {TOKENS}")
+    tokens_help = f"averages over the decoder's layers; default: {TOKENS}, or {SHARES} where pictures vary in size"
+    add(parser, "--tokens", default=None, help=tokens_help)
     add(parser, "--output", default=None, help="folder for the table, the picture and the answers; default: print only")
     add(parser, "--limit", type=positive, default=None, help="ask the first questions only")
-    add(parser, "--conv-mode", default=CONV_MODE, help="conversation template")
+    add(parser, "--conv-mode", default=CONV_MODE, help="conversation template of a LLaVA")
     add(parser, "--max-new-tokens", type=positive, default=MAX_NEW_TOKENS)
     batch_help = f"prompts at a time; questions about one image go together and encode it once; default: {BATCH_SIZE}"
     add(parser, "--batch-size", type=positive, default=BATCH_SIZE, help=batch_help)
     add(parser, "--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     add(parser, "--device", default=None, help="cuda, cuda:1, cpu; default: a GPU where there is one")
     args = parser.parse_args(argv)
-
-    # llava imports vscan; only what runs a command may import it the other way.
-    from llava.conversation import get_conversation
-    from llava.model.check import check_checkpoint
 
     files = (args.question_file, args.image_folder)
     if (None in files) if args.data is None else files != (None, None):
@@ -230,19 +241,14 @@ def main(argv: list[str]) -> None:
     questions = read_questions(question_file)[: args.limit]
     check_answers(questions)
     check_images(questions, image_folder)
-    get_conversation(args.conv_mode)
-    config = check_checkpoint(args.model_path)
-    cells = _cells(args.methods, args.tokens, config, args.model_path)
-
-    def load() -> tuple:
-        from llava.eval.answering import load_checked
-
-        return load_checked(args.model_path, args.device, args.dtype)
+    checkpoint = checkpoint_of(args.model_path)
+    checkpoint.check_template(args.conv_mode)
+    cells = _cells(args.methods, args.tokens, checkpoint)
 
     with TemporaryDirectory() as scratch:
         output = args.output or scratch
         rows = compare(
-            load,
+            lambda: checkpoint.load(args.device, args.dtype),
             cells,
             questions,
             image_folder,

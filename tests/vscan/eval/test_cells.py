@@ -110,11 +110,13 @@ def test_a_folder_that_was_begun_otherwise_is_refused_before_anything_is_asked(t
     assert echo.asked == []
 
 
-def test_cells_of_one_name_and_questions_without_answers_are_refused(tmp_path):
+def test_cells_of_one_name_and_questions_of_which_some_have_no_answer_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"expected different names, got more than one that writes to vscan-64\.jsonl"):
         go(tmp_path, Echo(), [*CELLS, CELLS[1]])
     with pytest.raises(ValueError, match="row 0, question 3: expected a key 'answer'"):
-        go(tmp_path, Echo(), questions=[{"question_id": 3, "text": "?"}])
+        go(tmp_path, Echo(), questions=[{"question_id": 3, "text": "?"}, *QUESTIONS])
+    with pytest.raises(ValueError, match="expected right answers where no cell is the dense model, got none"):
+        go(tmp_path, Echo(), CELLS[1:], questions=[{"question_id": 3, "text": "?"}])
     assert list(tmp_path.iterdir()) == []
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tiny_qwen import build_checkpoint as build_qwen
 
 from llava.eval.answering import load_checked
 from playground.tiny import draw
@@ -15,7 +16,7 @@ from vscan.config import ReductionConfig
 from vscan.eval.arguments import run_command
 from vscan.eval.cells import Cell
 from vscan.eval.questions import read_questions
-from vscan.eval.table import WEIGHTS
+from vscan.eval.table import SAME, WEIGHTS
 from vscan.tools import compare as module
 from vscan.tools.compare import compare, main, report
 
@@ -135,16 +136,70 @@ def test_batches_change_no_answer_and_encode_an_image_once(checkpoint, data, who
     tower.pre_layrnorm.register_forward_hook(lambda module, args, output: seen.append(len(output)))
     questions = read_questions(data / "questions.jsonl")
     cells = [Cell("dense"), Cell("vscan", ReductionConfig("vscan", 96, {4: 32}), 64)]
+    cells.append(Cell("random", ReductionConfig("random", 64), 64))
     common = {"model_id": "tiny", "max_new_tokens": 4, "batch_size": batch_size}
     rows = compare(lambda: loaded, cells, questions, data / "images", tmp_path, **common)
-    assert {name: row.answers for name, row in zip(NAMES, rows, strict=False)} == {
+    assert {name: row.answers for name, row in zip(NAMES[:2], rows, strict=False)} == {
         name: texts(whole)[name] for name in NAMES[:2]
     }
     assert seen[0] == 1  # the call that warms up
-    assert sum(seen[1:]) == 4  # pictures, for all questions and cells
-    stats = [json.loads(line) for line in (tmp_path / "vscan-64.jsonl.stats.jsonl").read_text().splitlines()]
+    assert sum(seen[1:]) == 2 * 4  # pictures, for all questions of the dense cell and of all others
+    stats = [json.loads(line) for line in (tmp_path / "random-64.jsonl.stats.jsonl").read_text().splitlines()]
     assert all(row["shared_seconds"] > 0 for row in stats)
-    assert rows[1].seconds == pytest.approx(sum(row["seconds"] + row["shared_seconds"] for row in stats))
+    assert rows[2].seconds == pytest.approx(sum(row["seconds"] + row["shared_seconds"] for row in stats))
+
+
+def test_a_cell_that_the_method_cannot_be_in_says_so_and_the_others_run(checkpoint, data, tmp_path, capsys):
+    more = ["--methods", "pdrop,random", "--tokens", "160,16", "--limit", 4, "--max-new-tokens", 1]
+    main(flags(checkpoint, data, *more, "--output", tmp_path))
+    header, _, *table = (
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("|")
+    )
+    told = {row[0]: row[header.index("tokens per layer")] for row in table}
+    assert list(told) == ["dense", "pdrop 160", "pdrop 16", "random 160", "random 16"]
+    assert told["pdrop 16"] == "not reachable (at least 144)"  # two of eight layers are dense
+    assert told["random 16"] == "0: 16"
+    (line,) = (row for row in table if row[0] == "pdrop 16")
+    assert [cell for cell in line if cell] == ["pdrop 16", "not reachable (at least 144)", "0"]  # boxes that lack
+    rows = {(row["label"], row["tokens"]): row for row in csv.DictReader((tmp_path / "table.csv").open())}
+    row = rows["pdrop", "16"]
+    assert (row["questions"], row["mean"], row["tokens per layer"]) == ("0", "", "not reachable (at least 144)")
+    assert not (tmp_path / "pdrop-16.jsonl").exists()
+
+
+def test_a_qwen_answers_and_without_right_answers_it_is_compared_with_itself(data, tmp_path, capsys):
+    build_qwen(tmp_path / "tiny-qwen")
+    questions = read(data / "questions.jsonl")
+    for question in questions:
+        del question["answer"]
+    write(tmp_path / "q.jsonl", questions)
+    given = ["--model-path", tmp_path / "tiny-qwen", "--question-file", tmp_path / "q.jsonl", "--limit", 3]
+    given += [
+        "--image-folder",
+        data / "images",
+        "--methods",
+        "vscan,random,fastv",
+        "--tokens",
+        "0.3",
+        "--device",
+        "cpu",
+    ]
+    main([str(part) for part in (*given, "--max-new-tokens", 3, "--output", tmp_path / "out")])
+    assert f"\n{SAME}\n" in capsys.readouterr().out
+    rows = {row["label"]: row for row in csv.DictReader((tmp_path / "out" / "table.csv").open())}
+    assert rows["dense"]["mean"] == "100.0"
+    said = {name: [row["text"] for row in read(tmp_path / "out" / f"{name}.jsonl")] for name in ("dense", "random-0.3")}
+    same = [ours == dense for ours, dense in zip(said["random-0.3"], said["dense"], strict=True)]
+    assert float(rows["random"]["mean"]) == pytest.approx(100 * sum(same) / 3)
+    # Means over pictures of several sizes, 0.45 of each, and a third of these from the middle of six layers on.
+    assert {name: row["tokens per layer"] for name, row in rows.items()} == {
+        "dense": "0: 196",
+        "vscan": "0: 87.7, 3: 28.7",
+        "random": "0: 58.3",
+        "fastv": "not reachable (at least 0.333333)",
+    }
 
 
 def test_cells_of_any_kind_on_a_model_at_hand(checkpoint, data, tmp_path):
@@ -183,7 +238,7 @@ def error_of(monkeypatch, capsys, arguments) -> str:
     ("more", "message"),
     [
         (["--methods", "vscan,fast"], "fast at 64 tokens: method: expected one of vscan, vispruner, fastervlm, random"),
-        (["--methods", "random", "--tokens", "64,600"], "random at 600 tokens: .*expected at most 576.*, got 600"),
+        (["--methods", "random", "--tokens", "64,600"], "random at 600 tokens: .*expected at most the 576.*, got 600"),
         (["--methods", "vscan", "--tokens", "400"], "vscan at 400 tokens: .*expected at most 576.*, got 600"),
         (["--methods", "vscan", "--tokens", "63"], "vscan at 63 tokens: average: expected an even count"),
         (["--methods", "random", "--tokens", "0"], "random at 0 tokens: .*expected a count of at least 1, got 0"),
