@@ -44,8 +44,8 @@ def select(scores: Tensor, seen: Tensor, quotas: Tensor, turns: Tensor, num: int
         scores: [V, N] fp32.
         seen: bool [V, N], tokens that may be kept.
         quotas: long [V], with a sum of at most `num`.
-        turns: long [V], in which order views get one more where quotas, or what is seen of a view, do not come to
-            `num`, again and again until they do; no smaller than V: after the others are exhausted.
+        turns: long [V], in which order views get one more, again and again, where quotas or what is seen of a view do
+            not come to `num`; one whose turn is V * N gets none before the others are exhausted.
 
     Returns:
         `Kept` of one group: slots [1, num] in [0, V * N), not valid where fewer are seen.
