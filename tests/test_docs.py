@@ -5,7 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from helpers import to_hugging_face
+import torch
+from helpers import pictures, prompt, tiny_llava, to_hugging_face
 from PIL import Image
 from qwen_helpers import image, inputs_of, tiny_qwen
 from transformers import CLIPImageProcessorPil, LlavaProcessor
@@ -15,6 +16,7 @@ from llava.eval.model_vqa_loader import main
 from llava.model.builder import load_model
 from llava.tokenizer import load_tokenizer
 from playground.tiny import draw
+from vscan.models import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -61,8 +63,8 @@ def test_the_snippet_for_qwen_runs():
 
 
 def test_the_method_of_the_contributing_guide_works_as_a_file_and_a_line(checkpoint, tmp_path, monkeypatch):
-    (source,) = blocks("CONTRIBUTING.md", "python")
-    source = source.replace("from ..scan", "from vscan.select.scan").replace("from .base", "from vscan.methods.base")
+    source, _ = blocks("CONTRIBUTING.md", "python")
+    source = source.replace("from ..", "from vscan.").replace("from .base", "from vscan.methods.base")
     (tmp_path / "norm.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(vscan.METHODS, "norm", "norm:Norm")
@@ -73,6 +75,24 @@ def test_the_method_of_the_contributing_guide_works_as_a_file_and_a_line(checkpo
     command = re.search(r"`(--method norm .*?)`", (ROOT / "CONTRIBUTING.md").read_text())[1]
     main([*map(str, fixed), *command.split(), "--num-workers", "0"])
     assert '"stages": [[0, 64]]' in (tmp_path / "a.jsonl.stats.jsonl").read_text()
+
+
+def test_the_model_of_the_contributing_guide_keeps_and_says_what_llava_does(tmp_path, monkeypatch):
+    _, source = blocks("CONTRIBUTING.md", "python")
+    source = source.replace("from ..", "from vscan.").replace("from .", "from vscan.models.")
+    (tmp_path / "one_view.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    model = tiny_llava(num_layers=4, vision_layers=4, side=8)
+    ids, mask = prompt([[1, "image", 5], [1, 4, "image", 6, 7]], 64)
+    inputs = {"input_ids": ids, "attention_mask": mask, "pixel_values": pictures(model, 2)}
+    found = []
+    for family in (FAMILIES["llava"], "one_view:OneView"):
+        monkeypatch.setitem(FAMILIES, "llava", family)
+        with vscan.reduce(model, visual_tokens=20, layers={2: 5}, local_layer=1) as reduction:
+            found.append((model(**inputs).logits, reduction.stats()))
+            assert type(reduction.family).__module__ == family.partition(":")[0]
+    assert torch.equal(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1]
 
 
 def test_the_flags_table_and_the_help_name_the_same_flags():
