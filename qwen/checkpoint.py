@@ -44,10 +44,13 @@ class LoadedQwen(Loaded):
     __slots__ = ()
 
     def preparation(self, images: str | Path | Callable, conv_mode: str, reduction=None):
+        find_image = images if callable(images) else ImageFolder(str(images))
+        return self.prepared_within(pixel_budget(COMMAND, self.model.name_or_path, None, None), find_image)
+
+    def prepared_within(self, budget: tuple[int, int], find_image: Callable):
+        """`preparation` for another range of pixels of a picture."""
         from qwen.eval.answering import Preparation
 
-        find_image = images if callable(images) else ImageFolder(str(images))
-        budget = pixel_budget(COMMAND, self.model.name_or_path, None, None)
         return Preparation(self.tokenizer, self.image_processor, self.model.config.image_token_id, find_image, budget)
 
     def answering(self, reduction=None, **generation):

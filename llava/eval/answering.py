@@ -53,12 +53,14 @@ class Prompt:
         pixels: the image's views [n, 3, H, W], or None.
         image_size: the picture's (width, height), or None.
         image_key: prompts with the same key show the same picture, which a batch encodes once; None shares nothing.
+        text: the question.
     """
 
     ids: list[int]
     pixels: Tensor | None = None
     image_size: tuple[int, int] | None = None
     image_key: str | None = None
+    text: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +116,7 @@ class Preparation:
                 f"expected a prompt with {expected} images, got {ids.count(IMAGE_TOKEN_INDEX)}: the question's text "
                 f"must not hold {DEFAULT_IMAGE_TOKEN}, {question['text'][:60]!r}"
             )
-        return Prompt(ids, pixels, size, key)
+        return Prompt(ids, pixels, size, key, question["text"])
 
     @lru_cache(maxsize=1)  # questions about one image follow one another  # noqa: B019
     def _read(self, source: str | io.BytesIO) -> tuple[Tensor, tuple[int, int]]:
@@ -145,6 +147,8 @@ class Answering:
             image = self.model.config.image_token_id
             rows = [expand_image_tokens(row, image, length) for row, length in zip(rows, lengths, strict=True)]
         ids, mask = left_padded(rows, self.model.device)
+        if self.reduction is not None:
+            self.reduction.text = [prompt.text for prompt in prompts]
         with torch.inference_mode():
             output = self.model.generate(ids, attention_mask=mask, **self._images(prompts), **self.generation)
         new = output if self.is_original else output[:, ids.shape[1] :]

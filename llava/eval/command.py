@@ -4,8 +4,9 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 
+from llava.checkpoint import LlavaCheckpoint
 from llava.conversation import get_conversation
-from llava.model.check import check_budget, check_checkpoint, check_reduction, find_local_tower
+from llava.model.check import find_local_tower
 from vscan.eval.arguments import (
     add,
     add_generation_arguments,
@@ -83,25 +84,25 @@ class Command:
             FileNotFoundError, ValueError: for bad input; rows answered before it are kept.
         """
         args = self.args
-        config = check_checkpoint(args.model_path)
-        check_reduction(self.reduction, config, args.model_path)
+        checkpoint = LlavaCheckpoint(args.model_path)
+        if self.reduction is not None:
+            self.reduction = checkpoint.settled(self.reduction)
         ranks = Ranks()
-        answer = partial(self._answer, config, questions, find_image, row, ranks)
-        answer_file(args.answers_file, self._record(config), questions, answer, ranks, args.on_error == "skip")
+        answer = partial(self._answer, checkpoint, questions, find_image, row, ranks)
+        answer_file(args.answers_file, self._record(checkpoint), questions, answer, ranks, args.on_error == "skip")
 
-    def _record(self, config: dict) -> dict:
+    def _record(self, checkpoint: LlavaCheckpoint) -> dict:
         """What decides the answers, for the record beside them."""
-        path = self.args.model_path
+        path, config = self.args.model_path, checkpoint.config
         tower = find_local_tower(config["mm_vision_tower"], path) if "mm_vision_tower" in config else None
-        of_checkpoint = (config.get("reduction") or {}).get(self.args.method) or {}
         return {
             **run_record(self.args, self.args.question_file, [path] if tower is None else [path, tower]),
-            "reduction": reduction_record(self.reduction, of_checkpoint),
+            "reduction": reduction_record(self.reduction, checkpoint.fields(self.args.method)),
         }
 
     def _answer(
         self,
-        config: dict,
+        checkpoint: LlavaCheckpoint,
         questions: list[dict],
         find_image: Callable,
         row: Callable | None,
@@ -112,24 +113,16 @@ class Command:
         """Load the model and answer the rows `todo` into `part`."""
         from vscan.api import apply_config
 
-        from .answering import Answering, Preparation, load_checked
-
         args = self.args
-        tokenizer, model, image_processor = load_checked(
-            args.model_path, ranks.device(args.device), args.dtype, args.attn_implementation
-        )
-        model.generation_config.max_length = None  # the checkpoint's own would be warned about at every call
-        applied = None
-        if self.reduction is not None:
-            applied = apply_config(model, self.reduction)
-            check_budget(self.reduction, config, applied.num_tokens)
-        answering = Answering(tokenizer, model, applied, **generation(args))
+        loaded = checkpoint.load(ranks.device(args.device), args.dtype, args.attn_implementation)
+        applied = None if self.reduction is None else apply_config(loaded.model, self.reduction)
+        answering = loaded.answering(applied, **generation(args))
         run(
             questions,
             todo,
             part,
             model_name(args.model_path),
-            Preparation.of(model, tokenizer, image_processor, find_image, args.conv_mode, reduction=applied),
+            loaded.preparation(find_image, args.conv_mode, applied),
             answering,
             batch_size=args.batch_size,
             num_workers=args.num_workers,

@@ -27,6 +27,7 @@ class Prompt:
         grid: int64 [1, 3]: 1, patch rows, patch columns; or None.
         visual_tokens: how many there are.
         resized: (width, height) of the picture that the model sees, in pixels, or None.
+        text: the question.
     """
 
     ids: list[int]
@@ -34,6 +35,7 @@ class Prompt:
     grid: Tensor | None = None
     visual_tokens: int = 0
     resized: tuple[int, int] | None = None
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,14 +59,14 @@ class Preparation:
         source = self.find_image(question)
         ids = self._ids(question["text"], source is not None)
         if source is None:
-            return Prompt(ids)
+            return Prompt(ids, text=question["text"])
         pixels, grid = process_image(read_image(source, on_white), self.image_processor, self.budget)
         _, rows, columns = grid[0].tolist()
         number = rows * columns // self.image_processor.merge_size**2
         place = ids.index(self.image_token)
         ids = [*ids[:place], *[self.image_token] * number, *ids[place + 1 :]]
         patch = self.image_processor.patch_size
-        return Prompt(ids, pixels, grid, number, (columns * patch, rows * patch))
+        return Prompt(ids, pixels, grid, number, (columns * patch, rows * patch), question["text"])
 
     def _ids(self, text: str, has_image: bool) -> list[int]:
         """The prompt's ids, with one image token where there is a picture."""
@@ -94,6 +96,8 @@ class Answering:
 
     def __call__(self, prompts: list[Prompt]) -> list[Answer]:
         ids, mask = left_padded([prompt.ids for prompt in prompts], self.model.device)
+        if self.reduction is not None:
+            self.reduction.text = [prompt.text for prompt in prompts]
         with torch.inference_mode():
             output = self.model.generate(ids, attention_mask=mask, **self._images(prompts, ids), **self.generation)
         texts = self.tokenizer.batch_decode(

@@ -3,7 +3,7 @@
 import argparse
 
 from vscan.config import POSITIONS, ReductionConfig, parse_list
-from vscan.eval.arguments import add, positive, probability
+from vscan.eval.arguments import add, add_schedule_arguments, by_schedule, positive, probability
 from vscan.methods import METHODS
 
 # What `vscan.models.qwen2_5_vl.defaults` settles once the model is there.
@@ -14,25 +14,35 @@ HYPER_PARAMETERS = {
 }
 
 
+class Store(argparse.Action):
+    """Stores a value, and in `given` that it was given: what has a default of its own may stand beside --average."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, values)
+        namespace.given = [*getattr(namespace, "given", []), option_string]
+
+
 def add_reduction_arguments(parser: argparse.ArgumentParser, layers: str, ratios: str, ratio: float) -> None:
     """Add the method and its budgets; the last three arguments are the defaults of the published flags."""
     add(parser, "--method", default="vscan", choices=list(METHODS))
     add(
         parser,
         "--image-token-ratio",
+        action=Store,
         type=probability,
         default=ratio,
         help=f"share of an image's tokens that the vision encoder keeps; default: {ratio:g}",
     )
-    add(
-        parser, "--layer-list", default=layers, help=f"decoder layers before which tokens are pruned; default: {layers}"
-    )
+    layers_help = f"decoder layers before which tokens are pruned; default: {layers}"
+    add(parser, "--layer-list", action=Store, default=layers, help=layers_help)
     add(
         parser,
         "--image-token-ratio-list",
+        action=Store,
         default=ratios,
         help=f"share of the tokens that are left that each of these layers keeps; default: {ratios}",
     )
+    add_schedule_arguments(parser)
     add(parser, "--positions", default="auto", choices=POSITIONS)
 
 
@@ -46,8 +56,12 @@ def reduction_config(args: argparse.Namespace, hyper_parameters: dict) -> Reduct
     """The reduction that the flags ask for; None, the dense model, where they keep everything.
 
     Raises:
-        ValueError: for lists that are none or do not fit each other, and for shares outside (0, 1].
+        ValueError: for lists that are none or do not fit each other, for shares outside (0, 1], and for any of them
+            beside --average or --preset.
     """
+    asked = by_schedule(args, hyper_parameters, getattr(args, "given", []))
+    if asked is not None:
+        return asked
     layers = parse_list(args.layer_list, "--layer-list") or []
     ratios = parse_list(args.image_token_ratio_list, "--image-token-ratio-list") or []
     for value in ratios:

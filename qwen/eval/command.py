@@ -5,8 +5,8 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
+from qwen.checkpoint import QwenCheckpoint
 from qwen.images import pixel_budget
-from qwen.model.check import check_checkpoint
 from vscan.eval.arguments import (
     add_generation_arguments,
     add_question_arguments,
@@ -18,7 +18,7 @@ from vscan.eval.questions import check_asked, chunk
 from vscan.eval.records import Part
 from vscan.eval.run_record import reduction_record, run_record
 from vscan.eval.runner import answer_file, run
-from vscan.io.checkpoint import check_layers, model_name
+from vscan.io.checkpoint import model_name
 from vscan.io.ranks import Ranks
 
 from .arguments import HYPER_PARAMETERS, add_pixel_arguments, add_reduction_arguments, reduction_config
@@ -52,7 +52,7 @@ class Command:
         self.name = name
         self.args, hyper_parameters = parse(parser, argv, HYPER_PARAMETERS)
         self.reduction = reduction_config(self.args, hyper_parameters)
-        self.budget = self._config = self._loaded = None
+        self.budget = self._checkpoint = self._loaded = None
 
     @property
     def skips(self) -> bool:
@@ -65,18 +65,18 @@ class Command:
         Raises:
             FileNotFoundError, ValueError: for a checkpoint that is incomplete, or a flag that does not fit it.
         """
-        self._config = check_checkpoint(self.args.model_path)
+        self._checkpoint = QwenCheckpoint(self.args.model_path)
         if self.reduction is not None:
-            check_layers(self.reduction, self._config)
+            self.reduction = self._checkpoint.settled(self.reduction)
         self.budget = pixel_budget(self.name, self.args.model_path, self.args.min_pixels, self.args.max_pixels)
 
     def record(self, question_file: str | Path) -> dict:
         """What decides the answers to a file's questions, for the record beside them."""
         of_model = dict(HYPER_PARAMETERS.get(self.args.method, {}))
-        full = self._config["vision_config"].get("fullatt_block_indexes")
+        full = self._checkpoint.config["vision_config"].get("fullatt_block_indexes")
         if "local_layer" in of_model and full:
             of_model["local_layer"] = full[0]
-        of_model |= (self._config.get("reduction") or {}).get(self.args.method) or {}
+        of_model |= self._checkpoint.fields(self.args.method)
         return {
             **run_record(self.args, question_file, [self.args.model_path]),
             **dict(zip(("min_pixels", "max_pixels"), self.budget, strict=True)),
@@ -114,15 +114,13 @@ class Command:
         Raises:
             FileNotFoundError, ValueError: for a checkpoint that does not load, or a picture that is broken.
         """
-        from .answering import Preparation
-
-        tokenizer, model, image_processor, answering = self._load(ranks)
+        loaded, answering = self._load(ranks)
         run(
             questions,
             todo,
             part,
             model_name(self.args.model_path),
-            Preparation(tokenizer, image_processor, model.config.image_token_id, find_image, self.budget),
+            loaded.prepared_within(self.budget, find_image),
             answering,
             batch_size=self.args.batch_size,
             num_workers=self.args.num_workers,
@@ -134,20 +132,12 @@ class Command:
 
     def _load(self, ranks: Ranks) -> tuple:
         if self._loaded is None:
-            from qwen.model.builder import load_pretrained_model
             from vscan.api import apply_config
-            from vscan.io.checkpoint import load_checked
-
-            from .answering import Answering
 
             args = self.args
-            options = {"dtype": args.dtype, "attn_implementation": args.attn_implementation}
-            tokenizer, model, image_processor = load_checked(
-                load_pretrained_model, args.model_path, ranks.device(args.device), **options
-            )
-            reduction = None if self.reduction is None else apply_config(model, self.reduction)
-            answering = Answering(tokenizer, model, reduction, **generation(args))
-            self._loaded = (tokenizer, model, image_processor, answering)
+            loaded = self._checkpoint.load(ranks.device(args.device), args.dtype, args.attn_implementation)
+            reduction = None if self.reduction is None else apply_config(loaded.model, self.reduction)
+            self._loaded = loaded, loaded.answering(reduction, **generation(args))
         return self._loaded
 
 

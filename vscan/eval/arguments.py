@@ -115,7 +115,15 @@ def add_reduction_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "--visual_token_num", type=budget, default=None, help="tokens per image after the vision encoder")
     add(parser, "--layer_list", default=None, help="decoder layers before which tokens are pruned, such as '[16]'")
     add(parser, "--image_token_list", default=None, help="tokens per image that each of them keeps, such as '[32]'")
+    add_schedule_arguments(parser)
     add(parser, "--positions", default="auto", choices=POSITIONS)
+
+
+def add_schedule_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what stands in place of budgets: an average, to which the method finds its own way, or a published name."""
+    average_help = "in place of budgets: visual tokens over the decoder's layers, a count or a share of them all"
+    add(parser, "--average", type=budget, default=None, help=average_help)
+    add(parser, "--preset", default=None, help="in place of budgets: the name of a published schedule of the method")
 
 
 def generation(args: argparse.Namespace) -> dict:
@@ -187,13 +195,34 @@ def add_field(group, field: Field, default) -> None:
     )
 
 
+def by_schedule(args: argparse.Namespace, hyper_parameters: dict, budgets: list[str]) -> ReductionConfig | None:
+    """The reduction that --average or --preset asks for; None where neither was given.
+
+    Args:
+        budgets: the flags of budgets that were given.
+
+    Raises:
+        ValueError: for more than one way to say it, or an average that is none.
+    """
+    asked = [f"--{name}" for name in ("average", "preset") if getattr(args, name) is not None]
+    if not asked:
+        return None
+    if len(asked) + len(budgets) > 1:
+        raise ValueError(f"expected one of --average, --preset, or budgets, got {' and '.join([*asked, *budgets])}")
+    how = {"positions": args.positions, "fields": hyper_parameters}
+    return ReductionConfig(args.method, average=args.average, preset=args.preset, **how)
+
+
 def reduction_config(args: argparse.Namespace, hyper_parameters: dict) -> ReductionConfig | None:
     """The reduction that the flags ask for, or None for the dense model.
 
     Raises:
-        ValueError: for lists or budgets that are none.
+        ValueError: for lists or budgets that are none, or that stand beside --average or --preset.
     """
-    return ReductionConfig.from_lists(
+    budgets = [
+        name for name in ("visual_token_num", "layer_list", "image_token_list") if getattr(args, name) is not None
+    ]
+    return by_schedule(args, hyper_parameters, [f"--{name}" for name in budgets]) or ReductionConfig.from_lists(
         args.visual_token_num,
         parse_list(args.layer_list, "--layer_list"),
         parse_list(args.image_token_list, "--image_token_list"),

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from ..config import ReductionConfig
+from ..methods import make_method
 from .checkpoint import check_config
 
 CHECKPOINTS = {
@@ -114,6 +115,20 @@ class Checkpoint(ABC):
     def fields(self, method: str) -> dict[str, Any]:
         """Hyper-parameters of a method that the checkpoint sets."""
         return (self.config.get("reduction") or {}).get(method) or {}
+
+    def settled(self, reduction: ReductionConfig) -> ReductionConfig:
+        """The reduction with the budgets that its average or its preset stands for, checked by the files.
+
+        Raises:
+            ValueError: for a layer, a count, an average or a preset that there is not.
+        """
+        if reduction.average is not None or reduction.preset is not None:
+            from ..plan import scheduled
+
+            method = make_method(reduction.method, {**self.fields(reduction.method), **reduction.fields})
+            reduction = scheduled(reduction, method, self.num_layers, self.num_tokens)
+        self.check_reduction(reduction)
+        return reduction
 
     @abstractmethod
     def _check(self) -> tuple[dict, int | None]:

@@ -1,24 +1,24 @@
 """Draw what a reduction keeps of a picture: after the vision encoder, and after every pruning stage of the decoder.
 
-    python -m vscan.plot IMAGE --model-path DIR --question "What is this?" \\
-        --visual_token_num 96 --layer_list '[16]' --image_token_list '[32]'
+    python -m vscan.plot IMAGE --model-path DIR --question "What is this?" --average 64
 
 `overlay`, `assemble` and `figure` draw token numbers; `Observer` and `draw` see what one answer keeps.
 """
 
 import textwrap
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import replace
 from functools import partial
-from math import isqrt
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..config import ReductionConfig, prune_layer_of
+from ..config import ReductionConfig
 from ..eval.arguments import Parser, add, add_reduction_arguments, parse, reduction_config
-from ..io.checkpoint import load_checked
 from ..io.images import read_image
+from ..io.load import Panel, at_hand, checkpoint_of
 
+AVERAGE, SHARE = 64, 1 / 9  # without a budget; the share where pictures vary in size
 QUESTION, CONV_MODE, MAX_NEW_TOKENS = "What is shown in this picture?", "vicuna_v1", 64
 COLOURS = ((255, 176, 0), (40, 160, 255))  # orange and blue: every kind of colour vision tells them apart
 DIMMED = [value * 2 // 5 for value in range(256)]  # what is left of the brightness of a dropped patch, per channel
@@ -46,15 +46,6 @@ def overlay(image: Image.Image, grid: tuple[int, int], kept: dict[str, list[int]
             frame = max(1, (right - left) // 6)
             pen.rectangle((left, top, right - 1, bottom - 1), outline=COLOURS[number], width=frame)
     return drawn
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A picture that is shown: one view, or `tiles` (height, width) of them from `first` on, in raster order."""
-
-    image: Image.Image
-    first: int = 0
-    tiles: tuple[int, int] = (1, 1)
 
 
 def assemble(tokens: list[int], grid: tuple[int, int], panel: Panel) -> list[int]:
@@ -121,91 +112,61 @@ def figure(
 
 
 class Observer:
-    """Stands before a method and remembers what it selected from; all else is the method's own."""
+    """Remembers what a method selected from; `method` is the one that it watches."""
 
     def __init__(self, method):
-        self.method, self.seen = method, None
-
-    def __getattr__(self, name: str):
-        return getattr(self.method, name)
+        self.original, self.method, self.seen = method, copy(method), None
+        object.__setattr__(self.method, "encode", self.encode)  # of this one alone, whose class stays what it is
 
     def encode(self, views, num: int):
         self.seen = views, num
-        return self.method.encode(views, num)
+        return self.original.encode(views, num)
 
     def parts(self, kept: list[int]) -> dict[str, list[int]]:
         """What was kept, by the scan that selected it; methods other than VScan have one part."""
         from ..methods.vscan import VScan
         from ..select.scan import scan
 
-        if self.seen is None or not isinstance(self.method, VScan):
-            return {f"kept by {type(self.method).__name__}": kept}
-        (views, num), method = self.seen, self.method
+        if self.seen is None or not isinstance(self.original, VScan):
+            return {f"kept by {type(self.original).__name__}": kept}
+        (views, num), method = self.seen, self.original
         scores = views.rows[method.local_layer], views.rows[method.global_layer]
         rows, _ = scan(*scores, views.grid, num, method.window, method.global_share, method.capped)
         local = {view * views.features.shape[1] + token for view, row in enumerate(rows.tolist()) for token in row}
         return {"local scan": sorted(local.intersection(kept)), "global scan": sorted(set(kept) - local)}
 
 
-def panel_of(pixels, image_processor, first: int = 0, tiles: tuple[int, int] = (1, 1)) -> Panel:
-    """What the encoder saw, padded or cropped as it was, from pixels [V, 3, H, W] as `image_processor` made them."""
-    mean, std = (pixels.new_tensor(getattr(image_processor, f"image_{name}")).view(3, 1, 1) for name in ("mean", "std"))
-    values = ((pixels[first : first + tiles[0] * tiles[1]] * std + mean) * 255).round().clamp(0, 255).byte()
-    joined = values.unflatten(0, tiles).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)  # H' W' 3
-    return Panel(Image.fromarray(joined.numpy()), first, tiles)
-
-
-def origins(model, prompt, num_tokens: int) -> list[int]:
-    """Where each visual token of a prompt comes from, as `assemble` takes it; -1 for a newline."""
-    import torch
-
-    from ..compat import pack_crops
-
-    # Numbers go the way that features go, through the model's own packing.
-    crops = torch.arange(len(prompt.pixels) * num_tokens).view(-1, num_tokens, 1).float()
-    newline = torch.tensor([-1.0])
-    if hasattr(model, "pack_crops"):
-        crops = model.pack_crops(crops, prompt.image_size, newline)
-    elif model.config.model_type == "llava_next":
-        sizes = torch.tensor([prompt.image_size[::-1]])
-        crops = pack_crops(model.base_model, [crops], sizes, newline)[0]
-    return crops.flatten().int().tolist()
-
-
 def draw(loaded: tuple, config: ReductionConfig, image: Path, question: str) -> Image.Image:
-    """Answer a question about a picture with what `load_pretrained_model` returned, and draw what was kept."""
-    from llava.eval.answering import Answering, Preparation
-    from llava.mm_utils import select_best_resolution
+    """Answer a question about a picture, and draw what was kept.
 
+    Args:
+        loaded: (tokenizer, model, image processor, ...), of any family.
+    """
     from ..api import apply_config
 
-    tokenizer, model, processor, _ = loaded
-    model.generation_config.max_length = None  # the checkpoint's own would be warned about
-    reduction = apply_config(model, config)
-    reduction.method = observer = Observer(reduction.method)
-    prepare = Preparation.of(model, tokenizer, processor, image.parent, CONV_MODE, reduction=reduction)
-    prompt = prepare({"image": image.name, "text": question})
-    generation = {"do_sample": False, "temperature": None, "top_p": None, "max_new_tokens": MAX_NEW_TOKENS}
-    (answer,) = Answering(tokenizer, model, reduction, **generation)([prompt])
-
-    row, origin = reduction.stats().rows[0], origins(model, prompt, reduction.num_tokens)
-    stages = []
+    loaded = at_hand(*loaded[:3])
+    reduction = apply_config(loaded.model, config)
+    try:
+        observer = Observer(reduction.method)
+        reduction.fitted = replace(reduction.fitted, method=observer.method)
+        prepare = loaded.preparation(image.parent, CONV_MODE, reduction)
+        prompt = prepare({"image": image.name, "text": question})
+        generation = {"do_sample": False, "temperature": None, "top_p": None, "max_new_tokens": MAX_NEW_TOKENS}
+        (answer,) = loaded.answering(reduction, **generation)([prompt])
+        row, sight = reduction.stats().rows[0], loaded.sight(prompt, prepare)
+    finally:
+        reduction.remove()
+    stages, starts = [], dict(reduction.fitted.layers)
     for (layer, number), kept in zip(row.stages, row.kept, strict=True):
-        name = "encoder" if layer == 0 and 0 not in dict(config.layers) else f"layer {layer}"
-        stages.append((f"{name}: {number} of {row.visual_tokens}", observer.parts([origin[token] for token in kept])))
-    reduction.remove()
-    panels = [panel_of(prompt.pixels, processor)]
-    if len(prompt.pixels) > 1:
-        width, height = select_best_resolution(prompt.image_size, prepare.image_grid_pinpoints)
-        side = prompt.pixels.shape[-1]
-        panels.append(panel_of(prompt.pixels, processor, 1, (height // side, width // side)))
-    grid = (isqrt(reduction.num_tokens),) * 2  # CLIP sees squares
-    return figure(panels, grid, stages, [f"Question: {question}", f"Answer: {answer.text}"])
+        name = "encoder" if layer == 0 and 0 not in starts else f"layer {layer}"
+        parts = observer.parts([sight.origins[token] for token in kept])
+        stages.append((f"{name}: {number} of {row.visual_tokens}", parts))
+    return figure(sight.panels, sight.grid, stages, [f"Question: {question}", f"Answer: {answer.text}"])
 
 
 def main(argv: list[str]) -> None:
     """Run the command; OSError or ValueError for bad input, before the model is loaded where that is possible."""
-    epilog = "Without a budget: 96 tokens after the encoder, 32 from the middle layer of the decoder on."
+    epilog = f"Without a budget: an average of {AVERAGE} tokens, or of a ninth where pictures vary in size."
     parser = Parser(prog="python -m vscan.plot", epilog=epilog, add_help=False)
     parser.add_argument("image", metavar="IMAGE", type=Path, help="the picture")
     add(parser, "--model-path", required=True, help="checkpoint folder")
@@ -220,17 +181,11 @@ def main(argv: list[str]) -> None:
     if output.suffix.lower() != ".png" or not output.parent.is_dir():
         raise ValueError(f"--output: expected a .png file in a folder that exists, got {str(output)!r}")
 
-    # llava imports vscan; only what runs a command may import it the other way.
-    from llava.model.check import check_checkpoint, check_reduction
-
     read_image(args.image)  # a broken picture is reported before the model is looked at
-    stored = check_checkpoint(args.model_path)
+    checkpoint = checkpoint_of(args.model_path)
     if config is None:
-        config = ReductionConfig(args.method, 96, {prune_layer_of(stored): 32}, args.positions, hyper_parameters)
-    check_reduction(config, stored, args.model_path)
-
-    from llava.model.builder import load_pretrained_model
-
-    loaded = load_checked(load_pretrained_model, args.model_path, args.device, dtype=args.dtype)
-    draw(loaded, config, args.image, args.question).save(output)
+        average = AVERAGE if checkpoint.num_tokens else SHARE
+        config = ReductionConfig(args.method, average=average, positions=args.positions, fields=hyper_parameters)
+    config = checkpoint.settled(config)
+    draw(checkpoint.load(args.device, args.dtype), config, args.image, args.question).save(output)
     print(output)

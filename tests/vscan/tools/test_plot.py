@@ -13,12 +13,15 @@ import torch
 from helpers import Injected, to_hugging_face
 from PIL import Image, ImageFont
 from safetensors.torch import load_file, save_file
+from tiny_qwen import build_checkpoint as build_qwen
 
 import vscan
+from llava.checkpoint import panel_of
 from llava.eval.answering import Answering, Preparation
 from llava.mm_utils import load_image_processor
 from llava.model.builder import load_model, load_pretrained_model
 from playground import tiny
+from vscan.methods.base import Needs
 from vscan.models.towers import run_tower
 from vscan.select.scan import scan
 from vscan.tools import plot
@@ -190,8 +193,8 @@ def test_a_panel_shows_the_very_pixels_that_the_encoder_got(checkpoint):
     processor = load_image_processor(checkpoint / "clip_tower")
     views = [noise(336, 336, seed) for seed in range(5)]
     pixels = processor(views, return_tensors="pt")["pixel_values"]
-    assert plot.panel_of(pixels, processor).image.tobytes() == views[0].tobytes()
-    panel = plot.panel_of(pixels, processor, 1, (2, 2))
+    assert panel_of(pixels, processor).image.tobytes() == views[0].tobytes()
+    panel = panel_of(pixels, processor, 1, (2, 2))
     assert (panel.first, panel.tiles, panel.image.size) == (1, (2, 2), (672, 672))
     for number, view in enumerate(views[1:]):
         x, y = number % 2 * 336, number // 2 * 336
@@ -223,11 +226,36 @@ def test_the_command_draws_what_a_run_of_its_own_keeps_in_both_formats(
         )
         (answer,) = Answering(tokenizer, model, reduction, do_sample=False, max_new_tokens=64)([prompt])
     assert texts == [f"Question: {question}", f"Answer: {answer.text}"]
-    _, rows = run_tower(model.model.vision_tower.vision_tower, prompt.pixels, -2, (5, -2))
+    rows = run_tower(model.model.vision_tower.vision_tower, prompt.pixels, -2, Needs(rows=(5, -2))).rows
     local, best = (set(tokens[0].tolist()) for tokens in scan(rows[5], rows[-2], (24, 24), 96))
     for (_, kept), expected in zip(stages, reduction.stats().rows[0].kept, strict=True):
         assert kept == {"local scan": sorted(local & set(expected)), "global scan": sorted(best & set(expected))}
     assert len(stages[0][1]["local scan"]) == 48
+
+
+@pytest.mark.parametrize("size", [(364, 196), (140, 420)])
+def test_a_qwen_is_drawn_on_the_grid_of_its_picture_with_the_very_pixels_that_the_encoder_got(
+    tmp_path, drawn, capsys, size
+):
+    build_qwen(tmp_path / "tiny-qwen")
+    noise(*size).save(tmp_path / "noise.png")
+    flags = ["--model-path", tmp_path / "tiny-qwen", "--output", tmp_path / "out.png", "--device", "cpu"]
+    plot.main([str(flag) for flag in (tmp_path / "noise.png", *flags, "--average", "0.3")])
+    assert capsys.readouterr().out == f"{tmp_path / 'out.png'}\n"
+    (panel,), grid, stages, _ = drawn[0]
+    assert grid == (size[1] // 28, size[0] // 28)
+    assert panel.image.size == size  # sides of whole tokens stay as they are
+    assert panel.image.tobytes() == noise(*size).tobytes()
+    number = grid[0] * grid[1]
+    first = int(0.45 * number)
+    assert [caption for caption, _ in stages] == [
+        f"encoder: {first} of {number}",
+        f"layer 3: {first // 3} of {number}",
+    ]
+    assert list(stages[0][1]) == ["local scan", "global scan"]
+    assert [sum(map(len, kept.values())) for _, kept in stages] == [first, first // 3]
+    with Image.open(tmp_path / "out.png") as image:
+        assert image.format == "PNG"
 
 
 def test_other_reductions_have_one_label_and_a_caption_for_each_stage(loaded, picture, drawn):
@@ -309,6 +337,10 @@ def test_without_an_output_the_file_lies_here_under_the_name_of_the_picture(chec
         (["cut.png"], "expected a complete image file that Pillow can read at cut.png"),
         (["shapes.png"], "model path 'none': expected a checkpoint folder with config.json"),
         (["shapes.png", "--visual_token_num", "0"], "visual_tokens: expected a count of at least 1, got 0"),
+        (
+            ["shapes.png", "--average", "64", "--visual_token_num", "9"],
+            "expected one of --average, --preset, or budgets",
+        ),
         (["shapes.png", "--layer_list", "[4]"], "expected one budget per layer"),
         (["shapes.png", "--output", "kept.jpg"], "--output: expected a .png file in a folder that exists"),
         (["shapes.png", "--output", "no/kept.png"], "--output: expected a .png file in a folder that exists"),

@@ -43,7 +43,7 @@ def test_the_parts_are_those_of_the_method_whatever_its_fields(selected, num_vie
     height, width, num = 24, 24, 100  # that windows do not divide
     rows = {layer: torch.rand(num_views, height * width) for layer in (5, -2)}
     views = Views(
-        pixel_values=torch.zeros(num_views, 1),
+        pixels=torch.zeros(num_views, 1),
         features=torch.rand(num_views, height * width, 4),
         rows=rows,
         grid=(height, width),
@@ -52,7 +52,7 @@ def test_the_parts_are_those_of_the_method_whatever_its_fields(selected, num_vie
     kinds = set()
     for capped, window, share, merge in itertools.product((False, True), (4, 6), (0.25, 0.5), (False, True)):
         observer = plot.Observer(VScan(capped=capped, window=window, global_share=share, merge=merge))
-        kept = observer.encode(views, num)[1] + torch.arange(num_views)[:, None] * height * width
+        kept = observer.encode(views, num).slots + torch.arange(num_views)[:, None] * height * width
         kept = kept.flatten().tolist()
         calls, drawn = list(selected), observer.parts(kept)
         assert drawn == labels(calls, height * width, kept)
