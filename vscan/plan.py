@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from .config import Budget, ReductionConfig, check_arriving, count
 from .kept import Planned
-from .methods.base import Method
+from .methods.base import Method, Tower
 from .prompt import VisualPrompt
 
 
@@ -42,6 +42,7 @@ class Fitted:
         *,
         num_tokens: int | None,
         num_vision_layers: int,
+        depth: int | None = None,
         text_config,
         has_cls: bool = True,
         keeps_positions: bool = False,
@@ -50,7 +51,8 @@ class Fitted:
         """Check what was asked for against a model.
 
         Args:
-            num_vision_layers: depth of the vision encoder.
+            num_vision_layers: blocks of the vision encoder.
+            depth: how many of them lead to the layer that the model reads; None is all.
             has_cls: whether that has a [CLS] token.
             keeps_positions: whether "auto" means original positions on this model, whatever the method says.
 
@@ -93,7 +95,7 @@ class Fitted:
                 raise ValueError(
                     f"method {config.method!r}: expected a vision encoder with a [CLS] token, got one without"
                 )
-            method.check(num_vision_layers)
+            method.check(Tower(num_vision_layers, depth or num_vision_layers, num_tokens, fitted.num_kept))
         return fitted
 
     @property

@@ -30,6 +30,7 @@ class OriginalLlava(Family):
             method,
             num_tokens=self.model.tokens_per_view,
             num_vision_layers=self.tower.config.num_hidden_layers,
+            depth=self.model.model.vision_tower.select_layer % (self.tower.config.num_hidden_layers + 1),
             text_config=self.model.config,
         )
 

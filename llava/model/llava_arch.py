@@ -40,7 +40,7 @@ class LlavaMetaForCausalLM:
     reduction_family = "llava.model.family:OriginalLlava"
 
     def encode_images(
-        self, images: Tensor, of_images: list[int] | None = None, layouts: list[Layout] | None = None
+        self, images: Tensor, of_images: list[int] | None = None, layouts: list[Layout | None] | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Encode and project images; under a reduction each keeps its budget (`vscan.models.family.reduce_views`).
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..methods.base import Needs
+from ..methods.tome import ToMe
 from ..models.towers import run_tower
 from .selftest import copy_of, functions, once, same
 
@@ -44,5 +45,7 @@ def _try(cls: type, config) -> None:
     output = model(pixels, output_hidden_states=True, output_attentions=True)
     seen = run_tower(model, pixels, -2, Needs(rows=(0, -1)))
     same("the features of a CLIP tower", output.hidden_states[-2], seen.hidden)
+    apart = run_tower(model, pixels, -2, block=ToMe().block, num=SIDE**2).hidden
+    same("the features of a CLIP tower taken apart", output.hidden_states[-2], apart)
     for layer, row in seen.rows.items():
         same("a row of [CLS] in a CLIP tower", output.attentions[layer][:, :, 0, 1:].mean(dim=1), row)

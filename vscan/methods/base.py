@@ -169,6 +169,21 @@ class Stage:
         return layer, self.inputs[-1 - back].to(device_of(layer))  # it may lie on another device than the next one
 
 
+class Tower(NamedTuple):
+    """A vision encoder, and what a reduction keeps of its tokens.
+
+    Args:
+        num_layers: its blocks.
+        depth: how many of them lead to the layer that the model reads.
+        num_tokens, num: of a view, and how many of them are kept; None where views vary in size.
+    """
+
+    num_layers: int
+    depth: int
+    num_tokens: int | None
+    num: int | None
+
+
 class Schedule(NamedTuple):
     """Budgets of both stages, as `vscan.reduce` takes them."""
 
@@ -221,8 +236,9 @@ class Method:
         """What it reads."""
         return Needs()
 
-    def check(self, num_layers: int) -> None:
-        """Raise ValueError if the hyper-parameters do not fit a vision encoder of `num_layers` layers."""
+    def check(self, tower: Tower) -> None:
+        """Raise ValueError if the hyper-parameters or the budget do not fit a vision encoder."""
+        num_layers = tower.num_layers
         for layer in (*self.needs.rows, *self.needs.keys):
             if not -num_layers <= layer < num_layers:
                 raise ValueError(f"{type(self).__name__}: expected one of {num_layers} vision layers, got {layer}")
@@ -244,17 +260,13 @@ class Method:
         return Schedule(average)
 
     def block(self, layer: nn.Module, hidden: Tensor, state: dict, index: int, depth: int, num: int) -> Tensor:
-        """Run one block of a CLIP tower.
+        """Run block `index` of a CLIP tower, one of `depth` that lead to the layer that the model reads.
 
         Args:
             layer: the block; `layer(hidden, None)` runs it.
-            hidden: [V, 1 + n, C], [CLS] first.
+            hidden: [V, 1 + n, C], [CLS] first; what is returned may have fewer tokens.
             state: a dict of this pass, for the method's own use.
-            index, depth: which block of how many that lead to the layer that the model reads.
             num: tokens to be left of every view.
-
-        Returns:
-            [V, 1 + n', C], n' <= n.
         """
         return layer(hidden, None)
 
@@ -281,13 +293,8 @@ class Method:
         return best(scores, stage.num)
 
     def scores(self, rows: Tensor) -> Tensor:
-        """Rank tokens in the decoder, from the attention of the last prompt token: the short way to `prune`.
-
-        Args:
-            rows: [B, H, S] fp32, softmax over the whole causal row.
-
-        Returns:
-            [B, S] fp32; the largest visual ones are kept. Default: the mean over heads (VScan, section 4).
+        """The short way to `prune`: from the last prompt token's attention, [B, H, S] fp32 over the whole causal row, to
+        a score of every token, [B, S] fp32; the largest visual ones stay. Here the mean over heads (VScan, section 4).
         """
         return rows.mean(dim=1)
 

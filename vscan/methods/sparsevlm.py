@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..config import Budget
 from ..select.attention import rotate
-from ..select.cluster import cluster_means, density_peaks
+from ..select.cluster import cluster_means, density_peaks, per_item
 from ..select.scan import top
 from .base import Entry, Kept, Method, Needs, Schedule, Stage, Unreachable, best
 
@@ -141,7 +141,7 @@ def recycled(num: int, arriving: int) -> tuple[int, int]:
 def recycle(stage: Stage, scores: Tensor, kept: Kept) -> Kept:
     """Put the means of clusters behind what is kept."""
     num_taken, num_clusters = zip(*map(recycled, stage.num, stage.arriving), strict=True)
-    num, taken, clusters = torch.tensor((stage.num, num_taken, num_clusters), device=scores.device).unsqueeze(-1)
+    num, taken, clusters = (per_item(each, scores.device) for each in (stage.num, num_taken, num_clusters))
     (batch, width), behind = scores.shape, kept.slots.shape[1]
     index = torch.arange(max(num_taken), device=scores.device)
     points = top(scores, width).gather(1, (num + index).clamp(max=width - 1))  # the best that are dropped

@@ -9,7 +9,7 @@ from torch.nn.functional import normalize, scaled_dot_product_attention
 from ..compat import clip_parts, projections
 from ..select.attention import device_of, split_heads
 from ..select.scan import top
-from .base import Kept, Method, Needs, Views
+from .base import Kept, Method, Needs, Tower, Views
 
 
 def merges(num_tokens: int, num: int, depth: int) -> list[int]:
@@ -87,9 +87,12 @@ class ToMe(Method):
     def needs(self) -> Needs:
         return Needs(cls=True)
 
+    def check(self, tower: Tower) -> None:
+        super().check(tower)
+        merges(tower.num_tokens, tower.num, tower.depth)  # views of one size: a tower with [CLS]
+
     def block(self, layer: nn.Module, hidden: Tensor, state: dict, index: int, depth: int, num: int) -> Tensor:
-        """x' = x + Attn(LN(x)); x'' = merge(x'); x'' + MLP(LN(x'')); the metric is the mean of the keys over heads.
-        ValueError for fewer tokens than so many blocks can leave."""
+        """x' = x + Attn(LN(x)); x'' = merge(x'), by the mean of the keys over heads; x'' + MLP(LN(x''))."""
         norm, to_query, to_key, head_dim, scale = projections(layer)
         to_value, to_output, second_norm, mlp = clip_parts(layer)
         hidden = hidden.to(device_of(layer))  # its parts are called, not itself, which would see to that

@@ -9,7 +9,7 @@ from ..config import Budget
 from ..flops import vscan_schedule, vscan_shares
 from ..select.merge import merge
 from ..select.scan import scan
-from .base import Kept, Method, Needs, Schedule, Views
+from .base import Kept, Method, Needs, Schedule, Tower, Views
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,9 @@ class VScan(Method):
     def needs(self) -> Needs:
         return Needs(rows=(self.local_layer, self.global_layer))
 
-    def check(self, num_layers: int) -> None:
-        super().check(num_layers)
+    def check(self, tower: Tower) -> None:
+        super().check(tower)
+        num_layers = tower.num_layers
         if self.local_layer % num_layers >= self.global_layer % num_layers:
             raise ValueError(
                 f"VScan: expected a local layer below the global one, got layer {self.local_layer % num_layers} and "

@@ -35,6 +35,7 @@ class Llava(Family):
             method,
             num_tokens=height * width,
             num_vision_layers=tower.config.num_hidden_layers,
+            depth=self.feature_layer({}) % (tower.config.num_hidden_layers + 1),
             text_config=self.base.language_model.config,
         )
 

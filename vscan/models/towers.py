@@ -142,7 +142,7 @@ def clip_views(
     pixel_values: Tensor,
     feature_layer: int,
     of_images: list[int],
-    layouts: list[Layout] | None = None,
+    layouts: list[Layout | None] | None = None,
 ) -> tuple[list[tuple[Views, list[int]]], Tensor]:
     """Run a CLIP tower for a reduction: what `Family.views` returns.
 
@@ -185,7 +185,7 @@ def clip_views(
         return [(views_of(slice(None), None), of_images)], finite
     batches, start = [], 0
     for number, layout in zip(of_images, layouts, strict=True):
-        layout = layout._replace(seen=layout.seen.to(pixels.device))
+        layout = layout and layout._replace(seen=layout.seen.to(pixels.device))
         batches.append((views_of(slice(start, start + number), layout), [number]))
         start += number
     return batches, finite

@@ -13,7 +13,7 @@ from qwen_helpers import tiny_qwen
 from torch import Tensor
 
 import vscan
-from vscan.methods.base import Layout, Schedule
+from vscan.methods.base import Layout, Schedule, Tower
 from vscan.methods.hired import HiRED, select, shares
 from vscan.models.towers import run_tower
 
@@ -154,6 +154,6 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match=r"alpha: expected a number in \[0, 1\], got 1.5"):
         HiRED(1.5)
     with pytest.raises(ValueError, match="HiRED: expected one of 4 vision layers, got 4"):
-        replace(HiRED(), early_layer=4).check(4)
+        replace(HiRED(), early_layer=4).check(Tower(4, 3, 576, 64))
     with pytest.raises(ValueError, match=r"^method 'hired': expected a vision encoder with a \[CLS\] token"):
         vscan.apply(tiny_qwen(), "hired", 0.5)

@@ -215,7 +215,7 @@ def test_what_cannot_be_is_refused(model):
     assert [field.name for field in fields(ToMe)] == ["proportional"]
     with pytest.raises(ValueError, match="proportional: expected True or False, got 2"):
         replace(ToMe(), proportional=2)
-    with vscan.reduce(model, "tome", 2), pytest.raises(ValueError, match="at least 3 of 144 tokens behind 6 blocks"):
-        model.model.get_image_features(pictures(model, 1))
+    with pytest.raises(ValueError, match="at least 3 of 144 tokens behind 6 blocks"):
+        vscan.apply(model, "tome", 2)
     with pytest.raises(ValueError, match=r"^method 'tome': expected a vision encoder with a \[CLS\] token"):
         vscan.apply(tiny_qwen(), "tome", 0.5)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from vscan.methods import method_class
-from vscan.methods.base import Views
+from vscan.methods.base import Tower, Views
 from vscan.methods.vispruner import VisPruner, select
 
 GOLDEN = Path(__file__).resolve().parents[4] / "shared" / "golden" / "vispruner"
@@ -213,7 +213,7 @@ def test_the_attention_layer_is_a_field():
     expected = VisPruner().encode(views_of(attention, features), 9)[1]
     assert VisPruner(attention_layer=7).encode(views, 9)[1].equal(expected)
     with pytest.raises(ValueError, match="expected one of 4 vision layers, got 7"):
-        VisPruner(attention_layer=7).check(4)
+        VisPruner(attention_layer=7).check(Tower(4, 3, 36, 9))
 
 
 def test_it_is_found_by_its_name():
