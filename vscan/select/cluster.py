@@ -1,9 +1,19 @@
 """Clusters of tokens by density peaks: around what has many close to it, far from what has more."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from .scan import top
+
+
+def per_item(numbers: Sequence[int], device: torch.device) -> Tensor:
+    """Numbers of the host, one an item, on a device: long [B, 1]. Where all are the same, nothing is copied to it, and
+    the host does not wait for the device."""
+    if len(set(numbers)) == 1:
+        return torch.full((len(numbers), 1), numbers[0], device=device)
+    return torch.tensor(numbers, device=device).unsqueeze(1)
 
 
 def distances_of(points: Tensor) -> Tensor:
@@ -19,7 +29,7 @@ def distances_of(points: Tensor) -> Tensor:
     return (squares.unsqueeze(1) + squares.unsqueeze(2) - sums).clamp(min=0).sqrt()
 
 
-def density(distances: Tensor, num_neighbours: list[int]) -> Tensor:
+def density(distances: Tensor, num_neighbours: Sequence[int]) -> Tensor:
     """rho_i = exp(-mean d_ij^2) over the nearest neighbours j of i, itself among them.
 
     Args:
@@ -30,12 +40,12 @@ def density(distances: Tensor, num_neighbours: list[int]) -> Tensor:
         [B, Q] fp32.
     """
     nearest = distances.topk(max(num_neighbours), dim=-1, largest=False).values
-    num = torch.tensor(num_neighbours, device=distances.device).view(-1, 1, 1)
-    counts = torch.arange(nearest.shape[-1], device=distances.device) < num
-    return (-torch.where(counts, nearest.square(), 0).sum(dim=-1) / num.squeeze(-1).clamp(min=1)).exp()
+    num = per_item(num_neighbours, distances.device)
+    counts = (torch.arange(nearest.shape[-1], device=distances.device) < num).unsqueeze(1)
+    return (-torch.where(counts, nearest.square(), 0).sum(dim=-1) / num.clamp(min=1)).exp()
 
 
-def density_peaks(points: Tensor, num_points: list[int], num_clusters: list[int]) -> tuple[Tensor, Tensor]:
+def density_peaks(points: Tensor, num_points: Sequence[int], num_clusters: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Cluster points around those of high density that lie far from all of higher density.
 
     d_ij = ||x_i - x_j|| / sqrt(D); delta_i = min d_ij over all j with rho_j > rho_i, and the largest distance of the
@@ -53,7 +63,7 @@ def density_peaks(points: Tensor, num_points: list[int], num_clusters: list[int]
     """
     batch, width, size = points.shape
     index = torch.arange(width, device=points.device)
-    there = index < torch.tensor(num_points, device=points.device).unsqueeze(1)
+    there = index < per_item(num_points, points.device)
     between = there.unsqueeze(1) & there.unsqueeze(2)
     distances = distances_of(points) / size**0.5
     farthest = distances.masked_fill(~between, 0).amax(dim=(1, 2)).unsqueeze(1)
@@ -67,7 +77,7 @@ def density_peaks(points: Tensor, num_points: list[int], num_clusters: list[int]
     centres = top(peaks.masked_fill(~there, -torch.inf), max(num_clusters))
 
     number = torch.arange(centres.shape[1], device=points.device)
-    is_centre = number < torch.tensor(num_clusters, device=points.device).unsqueeze(1)
+    is_centre = number < per_item(num_clusters, points.device)
     to_centres = distances.gather(2, centres.unsqueeze(1).expand(-1, width, -1))
     clusters = to_centres.masked_fill(~is_centre.unsqueeze(1), torch.inf).argmin(dim=-1)
     # A centre is in its own cluster, also where a twin of it is another centre.
@@ -75,7 +85,7 @@ def density_peaks(points: Tensor, num_points: list[int], num_clusters: list[int]
     return centres, clusters.scatter(1, centres.where(is_centre, width), number.expand(batch, -1))[:, :-1]
 
 
-def cluster_means(points: Tensor, num_points: list[int], clusters: Tensor, num_clusters: int) -> Tensor:
+def cluster_means(points: Tensor, num_points: Sequence[int], clusters: Tensor, num_clusters: int) -> Tensor:
     """The mean of every cluster, as published: sum / (size + 1e-6), in fp32.
 
     Args:
@@ -87,7 +97,7 @@ def cluster_means(points: Tensor, num_points: list[int], clusters: Tensor, num_c
         [B, num_clusters, D] fp32; zeros where a cluster is empty.
     """
     index = torch.arange(points.shape[1], device=points.device)
-    there = index < torch.tensor(num_points, device=points.device).unsqueeze(1)
+    there = index < per_item(num_points, points.device)
     number = torch.arange(num_clusters, device=points.device).unsqueeze(1)
     members = ((clusters.unsqueeze(1) == number) & there.unsqueeze(1)).float()  # B C Q
     return members @ points.float().masked_fill(~there.unsqueeze(-1), 0) / (members.sum(dim=-1, keepdim=True) + 1e-6)
