@@ -6,6 +6,7 @@ What is here is LLaVA's; `vscan.tools.bench_qwen` says what differs on Qwen2.5-V
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import isqrt
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +14,12 @@ from transformers import AutoModelForImageTextToText, DynamicCache, LlamaConfig,
 
 from ..api import apply_config
 from ..compat import CACHE, causal_mask, clip_blocks, init_empty_weights, rotary_of
-from ..config import Budget, ReductionConfig
-from ..flops import tokens_per_layer, vscan_schedule
+from ..config import Budget, ReductionConfig, count
 from ..methods import make_method
-from ..methods.base import Views, encode_in_place
-from ..models.towers import encode_views, grid_of, run_tower
+from ..methods.base import Layout, Method, Views
+from ..models.family import reduce_views
+from ..models.towers import clip_views, grid_of, run_tower
+from ..plan import scheduled
 from ..prompt import VisualPrompt
 from ..select.attention import cls_row
 
@@ -92,19 +94,29 @@ def plan(method: str, averages: list[int], fields: dict, num_layers: int, num_to
     Raises:
         ValueError: for an average that cannot be met, or a hyper-parameter that is none.
     """
-    make_method(method, fields)  # checks them
+    made = make_method(method, fields)
     rows = [Row("dense", num_tokens, [num_tokens] * num_layers)]
     for average in averages:
-        entering, layers = vscan_schedule(average, num_layers) if method == "vscan" else (average, ())
-        if entering >= num_tokens:
+        config = scheduled(ReductionConfig(method, average=average, fields=fields), made, num_layers, num_tokens)
+        entering = config.visual_tokens
+        if entering is not None and entering >= num_tokens:
             raise ValueError(
                 f"--average: expected fewer than the {num_tokens} tokens of a view to enter the decoder, "
                 f"got {average}, with which {entering} enter"
             )
-        visual = tokens_per_layer(num_layers, entering, layers)
-        config = ReductionConfig(method, entering, layers, fields=fields)
+        visual = tokens_per_layer(made, config, num_layers, count(num_tokens, entering))
         rows += [Row("reduced", average, visual, config), Row("floor", average, visual)]
     return rows
+
+
+def tokens_per_layer(method: Method, config: ReductionConfig, num_layers: int, entering: int) -> list[int]:
+    """Visual tokens that each decoder layer sees where so many enter; what a method adds to a budget is counted."""
+    visual = [entering] * num_layers
+    for layer, asked in config.layers:
+        num = count(visual[layer], asked)
+        left = num if num == visual[layer] else method.leaves(num, visual[layer])
+        visual[layer:] = [left] * (num_layers - layer)
+    return visual
 
 
 class Bench:
@@ -145,28 +157,52 @@ class Bench:
 
     def tower(self) -> Tensor:
         """What no reduction saves: the tower as far as it is read, and the projector. [V, N, D]"""
-        return self.project(run_tower(self.clip, self.pixels, self.feature_layer)[0][:, 1:])
+        return self.project(run_tower(self.clip, self.pixels, self.feature_layer).hidden[:, 1:])
 
-    def selection(self, reduction) -> Callable[[], Tensor]:
-        """What `encode_views` does beside tower and projector: [CLS] rows, selection, merging and the layout."""
-        method, blocks = reduction.method, clip_blocks(self.clip)
+    def encode(self, reduction) -> tuple[Tensor, Tensor]:
+        """The views as the reduction leaves them: [V, N, D], zeros where a token is dropped; and which are left."""
+        layouts = None
+        if reduction.method.needs.group == "image" and self.num_views > 1:
+            side = isqrt(self.num_views - 1)
+            seen = torch.ones(self.num_views, self.num_tokens, dtype=torch.bool)
+            layouts = [Layout((side, side), seen)] * self.batch_size
+        pictures = [self.num_views] * self.batch_size
+        batches, _ = clip_views(reduction, self.clip, self.project, self.pixels, self.feature_layer, pictures, layouts)
+        tokens, left, _ = zip(*(reduce_views(reduction.fitted, *batch) for batch in batches), strict=True)
+        return torch.cat(tokens), torch.cat(left)
+
+    def selection(self, reduction) -> Callable[[], Tensor | None]:
+        """What a reduction does beside tower and projector: [CLS] rows, selection, merging and the layout; of a method
+        with blocks of its own, or one that reads more than rows of single views, the tower as well."""
+        needs, fitted = reduction.method.needs, reduction.fitted
+        if not fitted.reduces_views:
+            return lambda: None
+        if type(reduction.method).block is not Method.block or needs.keys or needs.group == "image":
+            return lambda: self.encode(reduction)[0]
+        blocks = clip_blocks(self.clip)
         states = self.clip(self.pixels, output_hidden_states=True).hidden_states
-        features, inputs = states[self.feature_layer][:, 1:], {layer: states[:-1][layer] for layer in method.cls_layers}
-        projected = self.project(features)
+        hidden, inputs = states[self.feature_layer], {layer: states[:-1][layer] for layer in needs.rows}
+        projected = self.project(hidden[:, 1:])
 
         def select() -> Tensor:
-            rows = {layer: cls_row(blocks[layer], hidden) for layer, hidden in inputs.items()}
-            views = Views(self.pixels, features, rows, self.grid, lambda tokens: projected[:, : tokens.shape[1]])
-            return encode_in_place(method, views, reduction.num_kept)[0]
+            views = Views(
+                pixels=self.pixels,
+                features=hidden[:, 1:],
+                rows={layer: cls_row(blocks[layer], states) for layer, states in inputs.items()},
+                grid=self.grid,
+                project=lambda tokens: projected[:, : tokens.shape[1]],
+                cls=hidden[:, 0],
+            )
+            return reduce_views(fitted, views, [1] * len(hidden))[0]
 
         return select
 
     def embed(self, row: Row, reduction) -> Tensor:
         """From pixels to what the decoder is given, [B, L, D]; no dropped token comes before the floor."""
-        if reduction is None:
+        if reduction is None or not reduction.fitted.reduces_views:
             features = self.tower()
         else:
-            features, kept, _ = encode_views(reduction, self.clip, self.project, self.pixels, self.feature_layer)
+            features, kept = self.encode(reduction)
             row.kept = nn.functional.pad(kept.reshape(self.batch_size, -1), (BEFORE, AFTER))
         visual = features.reshape(self.batch_size, -1, features.shape[-1])
         if row.kind == "floor":

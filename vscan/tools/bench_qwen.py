@@ -13,12 +13,12 @@ from transformers import Qwen2_5_VLConfig
 
 from ..compat import BaseModelOutputWithPooling
 from ..config import ReductionConfig, count
-from ..flops import tokens_per_layer, vscan_shares
 from ..methods import make_method
-from ..models.install import replace_method
-from ..models.qwen2_5_vl import ReducedTower
+from ..models.qwen2_5_vl import RankedAttention, ReducedTower
+from ..models.refusals import replace_method
+from ..plan import scheduled
 from ..prompt import VisualPrompt
-from .bench import AFTER, BEFORE, Bench, Row, random_model
+from .bench import AFTER, BEFORE, Bench, Row, random_model, tokens_per_layer
 
 # The published checkpoints' decoders; their towers differ in the width of the output alone.
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
@@ -29,6 +29,7 @@ MODELS = {
 }
 VISION = {"hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16}
 VISION_DEPTH, VISION_PERIOD = 32, 8  # blocks; every eighth has full attention
+AVERAGES = [0.333, 0.222, 0.111]
 UNIT = 28  # pixels of a merged token's side
 
 
@@ -77,31 +78,42 @@ def plan(method: str, averages: list[float], fields: dict, num_layers: int, imag
     Raises:
         ValueError: for an average that is no share or cannot be met, or a hyper-parameter that is none.
     """
-    make_method(method, fields)  # checks them
+    made = make_method(method, fields)
     rows = [Row("dense", 1.0, [sum(images)] * num_layers)]
     for average in averages:
         if isinstance(average, int) or not 0 < average < 1:
             raise ValueError(f"--average: expected shares between 0 and 1 such as 0.222, got {average}")
-        share, layers = vscan_shares(average, num_layers) if method == "vscan" else (average, ())
-        visual = tokens_per_layer(num_layers, sum(count(image, share) for image in images), layers)
-        config = ReductionConfig(method, share, layers, fields=fields)
+        config = scheduled(ReductionConfig(method, average=average, fields=fields), made, num_layers, None)
+        entering = sum(count(image, config.visual_tokens) for image in images)
+        visual = tokens_per_layer(made, config, num_layers, entering)
         rows += [Row("reduced", average, visual, config), Row("floor", average, visual)]
     return rows
 
 
 class Replay(nn.Module):
-    """Stands in for the tower below a reduction: what the tower computed once is there at once.
+    """What stands in for a tower that has run.
 
     Modifications:
-    - `forward` calls the attention of the blocks that a method reads, which computes nothing but calls its hooks, and
+    - `forward` calls the attention of the blocks that a method reads, on the queries, keys and values that it had, and
       returns the tokens that the merger gave.
     """
 
-    def forward(self, hidden_states: Tensor, grid_thw: Tensor, **kwargs) -> BaseModelOutputWithPooling:
+    def forward(self, hidden_states: Tensor, grid_thw: Tensor, scores_of_blocks=None, **kwargs):
         tokens, calls = self.replayed
         for block, (keywords, states) in calls.items():
-            self.blocks[block].attn(states, **keywords)
+            self.blocks[block].attn(states, scores_of_blocks=scores_of_blocks, **keywords)
         return BaseModelOutputWithPooling(pooler_output=tokens)
+
+
+class Idle(nn.Module):
+    """Stands in for an attention that has run: computes nothing."""
+
+    def forward(self, hidden_states: Tensor, cu_seqlens=None, position_embeddings=None, **kwargs):
+        return hidden_states
+
+
+class ReplayedAttention(RankedAttention, Idle):
+    """A ranked attention without the attention: the ranking is left."""
 
 
 class ReplayedTower(ReducedTower, Replay):
@@ -190,14 +202,15 @@ class QwenBench(Bench):
     def selection(self, reduction) -> Callable[[], Tensor]:
         """What a reduction does beside the tower: scores, selection, merging and the layout. [tokens, D]"""
         tower = self.visual_tower
-        blocks = tuple(dict.fromkeys(layer % len(tower.blocks) for layer in reduction.method.cls_layers))
+        blocks = tuple(dict.fromkeys(layer % len(tower.blocks) for layer in reduction.method.needs.rows))
         recorded = self.record(blocks)
 
         def select() -> Tensor:
             with ExitStack() as undo:
                 for block in recorded[1]:
                     attention = tower.blocks[block].attn
-                    replace_method(undo, attention, "forward", lambda given, qkv=attention.qkv, **_: qkv(given))
+                    undo.callback(setattr, attention, "__class__", type(attention))
+                    attention.__class__ = ReplayedAttention
                     replace_method(undo, attention.qkv, "forward", lambda given: given)
                 undo.callback(setattr, tower, "__class__", type(tower))
                 undo.callback(delattr, tower, "replayed")
@@ -208,7 +221,7 @@ class QwenBench(Bench):
 
     def embed(self, row: Row, reduction) -> Tensor:
         """What the decoder is given, [B, L, D], from what the tower computed once."""
-        if reduction is not None and reduction.reduces_views:
+        if reduction is not None and reduction.fitted.reduces_views:
             return self.prompt(row, self.selection(reduction)())
         self.kept = None
         return self.prompt(row, self.record(())[0])

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..compat import attention_implementation
 from ..flops import decoder_flops, kv_cache_bytes
-from ..io.checkpoint import load_checked
+from ..io import load
 from . import bench_qwen
 from .bench import MODELS, TIMES, Bench, Row, build, plan
 from .timing import clock_of, peak_bytes, spread, table
@@ -138,14 +138,16 @@ def prepare(args: Namespace, fields: dict) -> tuple[Bench, list[Row], int]:
     Raises:
         ValueError: for flags that do not fit the model, before it is built.
     """
-    if args.model in bench_qwen.MODELS:
-        return prepare_qwen(args, fields, device_of(args))
     device = device_of(args)
+    if args.model in bench_qwen.MODELS:
+        return prepare_qwen(args, fields, device)
     if args.model_path:
-        from llava.model.builder import load_model
-
-        options = {"attn_implementation": args.attn_implementation, "dtype": args.dtype}
-        model = load_checked(load_model, args.model_path, str(device), **options)
+        model = load(args.model_path, str(device), args.dtype, args.attn_implementation).model
+        if hasattr(model.base_model, "visual"):
+            bench = bench_qwen.QwenBench(model, grids_of(args), args.batch_size)
+            num_layers = bench.config.num_hidden_layers
+            averages = args.average or bench_qwen.AVERAGES
+            return bench, bench_qwen.plan(args.method, averages, fields, num_layers, bench.images), num_layers
         bench = Bench(model, 5 if getattr(model.config, "image_grid_pinpoints", None) else 1, args.batch_size)
         num_layers = bench.config.num_hidden_layers
         return bench, plan(args.method, args.average, fields, num_layers, bench.num_tokens), num_layers
@@ -158,6 +160,11 @@ def prepare(args: Namespace, fields: dict) -> tuple[Bench, list[Row], int]:
     return Bench(model, views, args.batch_size), rows, full_layers
 
 
+def grids_of(args: Namespace) -> list[tuple[int, int, int]]:
+    """Of the pictures of a Qwen2.5-VL prompt, in patches."""
+    return [bench_qwen.grid_of(*size) for size in args.image_size or [(896, 896)]]
+
+
 def prepare_qwen(args: Namespace, fields: dict, device: torch.device) -> tuple[Bench, list[Row], int]:
     """`prepare` for a Qwen2.5-VL with random weights."""
     full_layers, depth = bench_qwen.MODELS[args.model]["num_hidden_layers"], bench_qwen.VISION_DEPTH
@@ -166,9 +173,9 @@ def prepare_qwen(args: Namespace, fields: dict, device: torch.device) -> tuple[B
         raise ValueError(f"--layers: expected at most the {full_layers} of {args.model}, got {num_layers}")
     if num_blocks > depth or num_blocks % bench_qwen.VISION_PERIOD:
         raise ValueError(f"--vision-layers: expected 8, 16, 24 or {depth}, got {num_blocks}")
-    grids = [bench_qwen.grid_of(*size) for size in args.image_size or [(896, 896)]]
+    grids = grids_of(args)
     images = [height * width // 4 for _, height, width in grids]
-    rows = bench_qwen.plan(args.method, args.average or [0.333, 0.222, 0.111], fields, num_layers, images)
+    rows = bench_qwen.plan(args.method, args.average or bench_qwen.AVERAGES, fields, num_layers, images)
     model = bench_qwen.build(
         args.model, num_layers, num_blocks, dtype_of(args, device), device, args.attn_implementation
     )

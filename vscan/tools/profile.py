@@ -12,6 +12,7 @@ import os
 from argparse import ArgumentTypeError, Namespace
 
 from ..eval.arguments import Parser, add, budget, parse, positive
+from ..io.load import checkpoint_of
 from ..methods import METHODS
 
 # The names of `MODELS` in `vscan.tools.bench` and `vscan.tools.bench_qwen`: --help and wrong flags need no torch.
@@ -34,11 +35,11 @@ def check(args: Namespace) -> None:
         raise ValueError("expected either --model-path, or --model together with --random-weights")
     if args.model_path and args.layers:
         raise ValueError(f"--layers: expected none beside --model-path, got {args.layers}")
-    if args.model_path:
-        from llava.model.check import check_model  # what its files say, before torch is imported
-
-        check_model(args.model_path)
-    if args.model in QWEN:
+    # What its files say, before torch is imported.
+    has_sizes = checkpoint_of(args.model_path).num_tokens is None if args.model_path else args.model in QWEN
+    if args.model_path and args.vision_layers:
+        raise ValueError(f"--vision-layers: expected none beside --model-path, got {args.vision_layers}")
+    if has_sizes:
         return
     for flag in ("image_size", "vision_layers"):
         if getattr(args, flag):
@@ -61,7 +62,7 @@ def main(argv: list[str]) -> None:
     add(parser, "--layers", type=positive, help="decoder layers of --model; default: all")
     help_text = "over all layers: tokens of a view; for Qwen2.5-VL shares; default: 192 128 64 or 0.333 0.222 0.111"
     add(parser, "--average", type=budget, nargs="+", help=help_text)
-    add(parser, "--image-size", type=image_size, nargs="+", help="images of a Qwen2.5-VL prompt; default: 896x896")
+    add(parser, "--image-size", type=image_size, nargs="+", help="pictures of a Qwen2.5-VL prompt; default: 896x896")
     add(parser, "--vision-layers", type=positive, help="cut a Qwen2.5-VL tower to 8, 16 or 24 of its blocks")
     add(parser, "--method", default="vscan", choices=list(METHODS))
     add(parser, "--batch-size", type=positive, default=1, help="prompts at a time")

@@ -89,12 +89,31 @@ def test_what_is_timed_as_selection_gives_what_the_model_gives():
         torch.testing.assert_close(bench.text[0, 0], inner.language_model.embed_tokens.weight[1])
 
 
-@pytest.mark.parametrize("method", [name for name in vscan.METHODS if name != "vscan"])
+@pytest.mark.parametrize("method", ["vispruner", "fastervlm", "random", "downsample"])
 def test_methods_without_a_stage_in_the_decoder_keep_the_average_in_every_layer(method):
     _, rows = measured(method, (36,), {"important_ratio": 0.25} if method == "vispruner" else {}, rounds=2)
     assert rows[1].visual == rows[2].visual == [36] * 6
     assert rows[1].lengths == rows[2].lengths == [TEXT + 36] * 6
     assert {len(row.seconds["prefill"]) for row in rows} == {2}
+
+
+def test_methods_of_the_decoder_keep_what_their_schedules_and_recycling_leave():
+    bench, rows = measured("fastv", (60,), {"layer": 2})
+    assert rows[1].visual == rows[2].visual == [144, 144, 18, 18, 18, 18]
+    assert rows[1].lengths == rows[2].lengths == [TEXT + number for number in rows[1].visual]
+    with torch.inference_mode(), bench.reduced(rows[1]) as reduction:
+        assert bench.selection(reduction)() is None
+    _, rows = measured("sparsevlm", (100,), {})
+    assert average_tokens(rows[1].visual) <= 100
+    assert rows[1].lengths == rows[2].lengths == [TEXT + number for number in rows[1].visual]
+    with pytest.raises(ValueError, match="average: not reachable .at least 48"):
+        plan("fastv", [40], {"layer": 2}, 6, 144)
+
+
+@pytest.mark.parametrize("method", ["hired", "tome"])
+def test_methods_with_a_budget_for_all_crops_or_blocks_of_their_own(method):
+    _, rows = measured(method, (36,), {"hired": {"early_layer": 0}}.get(method, {}), num_views=5)
+    assert rows[1].lengths == rows[2].lengths == [TEXT + 5 * 36] * 6
 
 
 def test_the_model_is_dense_again_after_a_run():
