@@ -155,7 +155,8 @@ class Checkpoint(ABC):
 def _family(model_type: str | None, what: str) -> type[Checkpoint]:
     if model_type not in CHECKPOINTS:
         raise ValueError(
-            f"{what}: expected one of the model types {', '.join(CHECKPOINTS)}, got model_type {model_type!r}"
+            f"{what}: expected a config with one of the model types {', '.join(CHECKPOINTS)}, "
+            f"got model_type {model_type!r}"
         )
     module, _, name = CHECKPOINTS[model_type].partition(":")
     return getattr(import_module(module), name)

@@ -23,9 +23,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from ..config import prune_layer_of
 from ..eval.arguments import Parser, add, positive
-from ..io.checkpoint import check_config
+from ..io.load import Checkpoint, Loaded, checkpoint_of
 
 # Unequal in length and in size: a batch is padded, and any-resolution families cut the pictures differently.
 QUESTIONS = (
@@ -45,28 +44,11 @@ def picture(question: dict) -> io.BytesIO:
     return file
 
 
-def load_llava(folder: str, options: dict) -> tuple:
-    """Load a LLaVA in either format: tokenizer, model, what answers, and the prepared questions."""
-    from llava.eval.answering import Answering, Preparation, load_checked
-
-    tokenizer, model, processor = load_checked(folder, **options)
-    model.generation_config.max_length = None  # the checkpoint's own would be warned about
-    prepare = Preparation.of(model, tokenizer, processor, picture, "vicuna_v1")
-    return tokenizer, model, Answering, [prepare(question) for question in QUESTIONS]
-
-
-def load_qwen(folder: str, options: dict) -> tuple:
-    """The same of a Qwen2.5-VL."""
-    from qwen.eval.answering import Answering, Preparation
-    from qwen.images import pixel_budget
-    from qwen.model.builder import load_pretrained_model
-
-    from ..io.checkpoint import load_checked
-
-    tokenizer, model, processor = load_checked(load_pretrained_model, folder, **options)
-    budget = pixel_budget("model_vqa_loader", folder, None, None)
-    prepare = Preparation(tokenizer, processor, model.config.image_token_id, picture, budget)
-    return tokenizer, model, Answering, [prepare(question) for question in QUESTIONS]
+def prepared(checkpoint: Checkpoint, options: dict) -> tuple[Loaded, list]:
+    """Load a checkpoint, and prepare the questions for it."""
+    loaded = checkpoint.load(**options)
+    prepare = loaded.preparation(picture, "vicuna_v1")
+    return loaded, [prepare(question) for question in QUESTIONS]
 
 
 def main(argv: list[str]) -> None:
@@ -84,23 +66,15 @@ def main(argv: list[str]) -> None:
     add(parser, "--max_new_tokens", type=positive, default=16, help="tokens of an answer")
     args = parser.parse_args(argv)
 
-    # llava and qwen import vscan; only what runs a command may import them the other way.
-    if check_config(args.model_path).get("model_type") == "qwen2_5_vl":
-        from qwen.model.check import check_checkpoint
-
-        load = load_qwen
-    else:
-        from llava.model.check import check_checkpoint
-
-        load = load_llava
-    config = check_checkpoint(args.model_path)
+    checkpoint = checkpoint_of(args.model_path)
     options = {"device": args.device, "dtype": args.dtype, "attn_implementation": args.attn_implementation}
-    loaded = load(args.model_path, options)
+    layer = checkpoint.fields("vscan").get("prune_layer") or checkpoint.num_layers // 2
+    given = prepared(checkpoint, options)
 
     from .selfcheck_model import Subject, checks
 
     failed = number = 0
-    for holds, line in checks(Subject(*loaded, prune_layer_of(config), args.max_new_tokens)):
+    for holds, line in checks(Subject(*given, layer, args.max_new_tokens)):
         print("ok    " if holds else "FAILED", line, flush=True)
         failed, number = failed + (not holds), number + 1
     name = Path(args.model_path).resolve().name

@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import transformers
@@ -15,7 +14,8 @@ from ..api import apply_config
 from ..checks.oracle import masked_logits, recorded
 from ..compat import attention_implementation, cache_of, cache_size, check, held, text_model_of
 from ..config import ReductionConfig
-from ..models.install import replace_method
+from ..io.load import Loaded
+from ..models.refusals import replace_method
 
 Line = tuple[bool, str]
 
@@ -31,19 +31,20 @@ class Subject:
     """What is checked.
 
     Args:
-        tokenizer, model: a loaded checkpoint.
-        answering: its family's `Answering`.
+        loaded: a checkpoint.
         prompts: two, prepared.
         layer: of the decoder, before which tokens are pruned.
         num_new: tokens of an answer.
     """
 
-    tokenizer: Any
-    model: nn.Module
-    answering: type
+    loaded: Loaded
     prompts: list
     layer: int
     num_new: int
+
+    @property
+    def model(self) -> nn.Module:
+        return self.loaded.model
 
     @contextmanager
     def reduced(self, share: float) -> Iterator:
@@ -72,7 +73,7 @@ class Subject:
         options |= {"max_new_tokens": num_new, "min_new_tokens": num_new}
         with ExitStack() as undo:
             replace_method(undo, self.model, "generate", generate)
-            self.answering(self.tokenizer, self.model, reduction, **options)(prompts)
+            self.loaded.answering(reduction, **options)(prompts)
         return outputs[0]
 
     @property

@@ -16,10 +16,12 @@ from llava.model.conversion import convert
 from vscan import decoder
 from vscan.compat import LibraryChanged, attention_implementation
 from vscan.eval.guard import run_command
+from vscan.io.load import checkpoint_of
+from vscan.methods import base
 from vscan.methods.vscan import VScan
 from vscan.prompt import Segment
 from vscan.tools import selfcheck, selfcheck_model
-from vscan.tools.selfcheck import QUESTIONS, load_llava, load_qwen, main
+from vscan.tools.selfcheck import QUESTIONS, main, prepared
 from vscan.tools.selfcheck_model import Subject, batch, cache, checks, oracle
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -53,7 +55,7 @@ def subject(qwen):
     """A loaded Qwen2.5-VL and small pictures, dense whenever a test has it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(selfcheck, "QUESTIONS", SMALL)
-        loaded = load_qwen(str(qwen), OPTIONS)
+        loaded = prepared(checkpoint_of(qwen), OPTIONS)
     return Subject(*loaded, layer=3, num_new=2)
 
 
@@ -75,7 +77,9 @@ def test_a_qwen_passes_every_check(qwen, capsys):
 
 def test_a_llava_in_hugging_faces_format_passes(tmp_path):
     convert(EMBEDDED, tmp_path / "converted")
-    it = Subject(*load_llava(str(tmp_path / "converted"), {**OPTIONS, "attn_implementation": "eager"}), 5, num_new=2)
+    it = Subject(
+        *prepared(checkpoint_of(tmp_path / "converted"), {**OPTIONS, "attn_implementation": "eager"}), 5, num_new=2
+    )
     lines = [*oracle(it), *cache(it)]
     assert [holds for holds, _ in lines] == [True] * 5
     assert lines[1][1].startswith("oracle: 0 of 128 tokens kept before layer 5 differ")
@@ -95,7 +99,7 @@ def test_a_llava_next_whose_pictures_have_two_and_three_crops_passes(checkpoint,
     config = json.loads((folder / "config.json").read_text())
     config |= {"image_aspect_ratio": "anyres", "image_grid_pinpoints": [[336, 336], [336, 672]]}
     (folder / "config.json").write_text(json.dumps({**config, "mm_patch_merge_type": "spatial"}))
-    it = Subject(*load_llava(str(folder), OPTIONS), layer=4, num_new=1)
+    it = Subject(*prepared(checkpoint_of(folder), OPTIONS), layer=4, num_new=1)
     lines = [*batch(it), *cache(it)]
     assert [holds for holds, _ in lines] == [True] * 5
     assert lines[3][1].startswith("cache: 475 columns in the first and 219 in the last layer, of 1243 dense; 0 layers")
@@ -136,7 +140,7 @@ def rolled_by_calls(original):
 
 BROKEN = {
     "tokens that are attended to least": (
-        (decoder, "prompt_rows", wrapped(lambda rows: -rows)),
+        (base, "prompt_rows", wrapped(lambda rows: -rows)),
         ["oracle: 12 of 12 tokens kept before layer 3"],
     ),
     "the query is another token than the last": (
