@@ -6,9 +6,9 @@
 #   MODELS   folder of the checkpoints (../models), and MODEL the name of one (the 7B of the family), of any number of
 #            layers
 #   OUT      folder for answers and scores (playground/out/eval)
-#   METHOD   vscan, or vispruner, fastervlm, random, downsample; v1_5 and v1_6 are VisPruner
+#   METHOD   vscan, or any other of vscan.METHODS; v1_5 and v1_6 are VisPruner
 #   BUDGET   11.1, 22.2 or 33.3: percent of the visual tokens that stay, averaged over the decoder's layers; or dense
-#   LAYER    the decoder layer before which VScan prunes (what the checkpoint's config.json says, else the middle one)
+#   LAYER    the decoder layer before which VScan prunes (what the checkpoint says, else the middle one)
 #   LIMIT    try the first so many questions only
 #   DRY=1    print the commands, run nothing
 #   CUDA_VISIBLE_DEVICES    the GPUs that share the questions, such as 0,1,2,3

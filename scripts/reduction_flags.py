@@ -2,14 +2,15 @@
 
     python scripts/reduction_flags.py llava1_5 vscan 11.1 --model ../models/llava-v1.5-13b
 
-VScan prunes before the layer that the checkpoint names (`reduction.prune_layer` in its config.json), else before the
-middle one. Budgets are averages over the decoder's layers, whatever that layer is; without a config.json the decoder
-is that of the family's published 7B.
+Budgets are averages over the decoder's layers, and every method finds its own way there (`--average`). Those whose
+published commands have lists get lists: VScan prunes before the layer that the checkpoint names
+(`reduction.vscan.prune_layer` in its config.json), else before the middle one; without a config.json the decoder is
+that of the family's published 7B.
 """
 
 from pathlib import Path
 
-from vscan.config import prune_layer_of
+from vscan.config import ReductionConfig
 from vscan.eval.arguments import Parser, run_command
 from vscan.flops import layer_schedule
 from vscan.io.checkpoint import check_config
@@ -17,16 +18,15 @@ from vscan.methods import METHODS
 
 NUM_LAYERS = {"llava1_5": 32, "llava1_6": 32, "qwen2_5_vl": 28}  # of the published 7B
 TOKENS = {"11.1": 64, "22.2": 128, "33.3": 192}  # of 576, averaged over the decoder's layers
-SHARES = {  # the average; VScan's published shares: what the encoder keeps, what of that the middle layer keeps
-    "11.1": (0.111, 0.167, 0.333),
-    "22.2": (0.222, 0.333, 0.333),
-    "33.3": (0.333, 0.5, 0.333),
-    "50": (0.5, 0.6, 0.67),  # of RefCOCO
-}
+SHARES = {"11.1": 0.111, "22.2": 0.222, "33.3": 0.333, "50": 0.5}  # the last one of RefCOCO
+# Published shares: what the encoder keeps, and what of that the middle layer keeps.
+STAGES = {"vscan": {"11.1": (0.167, 0.333), "22.2": (0.333, 0.333), "33.3": (0.5, 0.333), "50": (0.6, 0.67)}}
+# Methods whose average is what the encoder keeps, and is given as that.
+ENCODERS = ("vispruner", "fastervlm", "random", "downsample")
 
 
-def decoder_of(family: str, model: Path, layer: str) -> tuple[int, int]:
-    """A checkpoint's number of decoder layers, and the one before which VScan prunes.
+def decoder_of(family: str, method: str, model: Path, layer: str) -> tuple[int, int]:
+    """A checkpoint's number of decoder layers, and the one before which a method prunes.
 
     Args:
         family: whose published 7B it is where the folder has no config.json.
@@ -38,10 +38,11 @@ def decoder_of(family: str, model: Path, layer: str) -> tuple[int, int]:
     """
     file = model / "config.json"
     config = check_config(model) if file.is_file() else {"num_hidden_layers": NUM_LAYERS[family]}
-    num_layers = (config.get("text_config") or config).get("num_hidden_layers", 32)  # as `prune_layer_of` has it
-    chosen = layer or str(prune_layer_of(config))
+    num_layers = (config.get("text_config") or config).get("num_hidden_layers", 32)  # what transformers leaves out
+    of_checkpoint = ((config.get("reduction") or {}).get(method) or {}).get("prune_layer")
+    chosen = layer or str(num_layers // 2 if of_checkpoint is None else of_checkpoint)
     if chosen not in map(str, range(1, num_layers)):
-        source = "LAYER" if layer else f"{file}: reduction.prune_layer"
+        source = "LAYER" if layer else f"{file}: reduction.{method}.prune_layer"
         raise ValueError(f"{source}: expected a decoder layer of 1 to {num_layers - 1}, got {chosen!r}")
     return num_layers, int(chosen)
 
@@ -50,25 +51,28 @@ def llava_flags(method: str, budget: str, num_layers: int, layer: int) -> list[s
     """Counts of an image's tokens, of LLaVA-NeXT of each crop's."""
     if budget == "dense":
         return []
-    if method != "vscan":
-        return ["--method", method, "--visual_token_num", str(TOKENS[budget])]
-    early, late = layer_schedule(TOKENS[budget], num_layers, layer)
-    return ["--layer_list", f"[{layer}]", "--image_token_list", f"[{late}]", "--visual_token_num", str(early)]
+    if method in STAGES:
+        early, late = layer_schedule(TOKENS[budget], num_layers, layer)
+        return ["--layer_list", f"[{layer}]", "--image_token_list", f"[{late}]", "--visual_token_num", str(early)]
+    return ["--visual_token_num" if method in ENCODERS else "--average", str(TOKENS[budget])]
 
 
 def qwen_flags(method: str, budget: str, num_layers: int, layer: int) -> list[str]:
-    """Shares of an image's tokens. VScan's first is scaled, so that another layer than the middle one has its average.
+    """Shares of an image's tokens. A first share is scaled, so that another layer than the middle one has its average.
 
     With the share e of all tokens before layer k of L, and s of these from it on, the average is e (k + (L - k) s) / L.
     """
+    lists = ["--layer-list", "[]", "--image-token-ratio-list", "[]"]
     if budget == "dense":
-        return ["--layer-list", "[]", "--image-token-ratio-list", "[]", "--image-token-ratio", "1.0"]
-    average, early, late = SHARES[budget]
-    if method != "vscan":
-        lists = ["--layer-list", "[]", "--image-token-ratio-list", "[]"]
-        return ["--method", method, *lists, "--image-token-ratio", str(average)]
-    early = round(early * (1 + late) / 2 * num_layers / (layer + (num_layers - layer) * late), 3)
-    return ["--layer-list", f"[{layer}]", "--image-token-ratio-list", f"[{late}]", "--image-token-ratio", str(early)]
+        return [*lists, "--image-token-ratio", "1.0"]
+    if method in STAGES:
+        early, late = STAGES[method][budget]
+        early = round(early * (1 + late) / 2 * num_layers / (layer + (num_layers - layer) * late), 3)
+        lists = ["--layer-list", f"[{layer}]", "--image-token-ratio-list", f"[{late}]"]
+        return [*lists, "--image-token-ratio", str(early)]
+    if method in ENCODERS:
+        return [*lists, "--image-token-ratio", str(SHARES[budget])]
+    return ["--average", str(SHARES[budget])]
 
 
 def flags(family: str, method: str, budget: str, model: Path, layer: str = "") -> list[str]:
@@ -89,13 +93,17 @@ def flags(family: str, method: str, budget: str, model: Path, layer: str = "") -
         raise ValueError(f"METHOD: expected one of {', '.join(METHODS)}, got {method!r}")
     if budget not in budgets:
         raise ValueError(f"BUDGET: expected {', '.join(TOKENS)} or dense, got {budget!r}")
-    if layer and (method != "vscan" or budget == "dense"):
+    prunes = method in STAGES and budget != "dense"
+    if layer and not prunes:
         pruned = "dense" if budget == "dense" else method
+        names = " or ".join(STAGES)
         raise ValueError(
-            f"LAYER: expected one with METHOD=vscan alone, which prunes there, got {layer!r} with {pruned}"
+            f"LAYER: expected one with METHOD={names} alone, which prunes there, got {layer!r} with {pruned}"
         )
-    num_layers, layer = decoder_of(family, model, layer) if method == "vscan" and budget != "dense" else (0, 0)
-    return (qwen_flags if family == "qwen2_5_vl" else llava_flags)(method, budget, num_layers, layer)
+    decoder = decoder_of(family, method, model, layer) if prunes else (0, 0)
+    is_default = budget == "dense" or method == ReductionConfig().method  # what the commands do unasked
+    named = [] if is_default else ["--method", method]
+    return named + (qwen_flags if family == "qwen2_5_vl" else llava_flags)(method, budget, *decoder)
 
 
 def main(argv: list[str]) -> None:

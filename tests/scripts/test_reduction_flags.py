@@ -7,9 +7,10 @@ import sys
 import pytest
 from script_helpers import ROOT, dry
 
-from scripts.reduction_flags import SHARES, TOKENS, flags
+from scripts.reduction_flags import ENCODERS, SHARES, STAGES, TOKENS, flags
 from vscan.config import ReductionConfig, parse_list
 from vscan.flops import average_tokens, tokens_per_layer
+from vscan.methods import METHODS
 
 
 @pytest.fixture
@@ -53,8 +54,8 @@ def test_the_published_numbers_come_out_with_and_without_a_config(model, tmp_pat
         ({"num_hidden_layers": 40}, "16", 16),
         ({"text_config": {"num_hidden_layers": 64}}, "", 32),
         ({"num_hidden_layers": 27}, "", 13),
-        ({"num_hidden_layers": 8, "reduction": {"prune_layer": 5}}, "", 5),
-        ({"num_hidden_layers": 8, "reduction": {"prune_layer": 5}}, "2", 2),
+        ({"num_hidden_layers": 8, "reduction": {"vscan": {"prune_layer": 5}}}, "", 5),
+        ({"num_hidden_layers": 8, "reduction": {"vscan": {"prune_layer": 5}}}, "2", 2),
         ({}, "", 16),  # transformers leaves out what is the default
     ],
 )
@@ -67,7 +68,7 @@ def test_the_average_is_met_at_the_layer_of_any_checkpoint(model, config, layer,
         stages = tuple(zip([expected], parse_list(given["__image_token_list"], ""), strict=True))
         schedule = tokens_per_layer(num_layers, int(given["__visual_token_num"]), stages)
         assert average_tokens(schedule) == pytest.approx(average, abs=expected / (2 * num_layers))
-    for budget, (average, *_) in SHARES.items():
+    for budget, average in SHARES.items():
         given = values(flags("qwen2_5_vl", "vscan", budget, checkpoint, layer))
         assert parse_list(given["__layer_list"], "") == [expected]
         early, (late,) = float(given["__image_token_ratio"]), parse_list(given["__image_token_ratio_list"], "")
@@ -88,15 +89,15 @@ def test_a_layer_of_ones_own_is_in_the_path(project, tmp_path):
 
 
 def test_a_config_that_is_wrong_is_named(model):
-    checkpoint = model(num_hidden_layers=8, reduction={"prune_layer": 9})
+    checkpoint = model(num_hidden_layers=8, reduction={"vscan": {"prune_layer": 9}})
     with pytest.raises(
-        ValueError, match=r"config.json: reduction.prune_layer: expected a decoder layer of 0 to 7, got"
+        ValueError, match=r"config.json: reduction.vscan.prune_layer: expected a decoder layer of 1 to 7, got"
     ):
         flags("llava1_5", "vscan", "11.1", checkpoint)
     assert flags("llava1_5", "random", "11.1", checkpoint) == ["--method", "random", "--visual_token_num", "64"]
-    first = model(num_hidden_layers=8, reduction={"prune_layer": 0})
+    first = model(num_hidden_layers=8, reduction={"vscan": {"prune_layer": 0}})
     with pytest.raises(
-        ValueError, match=r"config.json: reduction.prune_layer: expected a decoder layer of 1 to 7, got"
+        ValueError, match=r"config.json: reduction.vscan.prune_layer: expected a decoder layer of 1 to 7, got"
     ):
         flags("llava1_5", "vscan", "11.1", first)
     for content, got in (
@@ -106,6 +107,13 @@ def test_a_config_that_is_wrong_is_named(model):
         (checkpoint / "config.json").write_text(content)
         with pytest.raises(ValueError, match=got):
             flags("llava1_5", "vscan", "11.1", checkpoint)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in (*STAGES, *ENCODERS)])
+def test_another_method_is_given_the_average_and_finds_its_own_way(tmp_path, method):
+    assert flags("llava1_5", method, "22.2", tmp_path) == ["--method", method, "--average", "128"]
+    assert flags("qwen2_5_vl", method, "22.2", tmp_path) == ["--method", method, "--average", "0.222"]
+    assert flags("llava1_6", method, "dense", tmp_path) == []
 
 
 def test_the_flags_are_found_without_torch():

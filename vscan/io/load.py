@@ -4,18 +4,21 @@ A family is found by the `model_type` of the checkpoint's config. A new one is a
 `Checkpoint`; nothing else of vscan names the packages that hold them.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from PIL import Image
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..config import ReductionConfig
 from ..methods import make_method
 from .checkpoint import check_config
+
+if TYPE_CHECKING:  # scripts read checkpoints where no library is installed
+    from PIL import Image
 
 CHECKPOINTS = {
     "llava": "llava.checkpoint:LlavaCheckpoint",
