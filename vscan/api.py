@@ -46,7 +46,9 @@ class Reduction:
         self._undo = self.family.install(self)
 
     def plan(self, **inputs) -> Plan:
-        """What will become of a prompt, without running the decoder: of the keywords of the model's call.
+        """What will become of a prompt: `stats()` before it runs, of the keywords of the model's call.
+
+        The vision encoder runs, the decoder does not; the reduction must be in force.
 
         Raises:
             ValueError: for a call without pictures.
@@ -57,7 +59,7 @@ class Reduction:
         """Which columns of the last prompt a stage left.
 
         Args:
-            stage: 0 is what the decoder's layer 0 saw, 1 what the first pruning left, -1 what came out of the model.
+            stage: 0 is what the vision encoder left, 1 what the first pruning left, -1 what came out of the model.
 
         Returns:
             Long [B, S], columns of the full prompt; -1 where a row was filled up.

@@ -172,10 +172,11 @@ class Decoder:
         )
         return segment.shorten(hidden, fitted.method.prune(stage), planned, fitted.compact_positions)
 
-    # What differs between text models; another one overrides these.
+    # What differs between text models. Another one overrides these, in a class that its `Family.decoder` names.
 
     def masks(self, hidden: Tensor, valid: Tensor | None, cache, index: int):
-        """The attention mask of the layers from `index` on; a mask of columns is here because it masks something."""
+        """The attention mask of all layers of the segment that begins at `index`. One of columns is made where some
+        hold nothing."""
         return causal_mask(self.config, hidden, valid, cache, index, may_skip=valid is None)
 
     def rotary(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,11 +9,12 @@ class Kept(NamedTuple):
     """Which tokens of each group (a view, a picture, or an item of the batch) go on.
 
     Args:
-        slots: long [G, T], the places that they take, in the order in which they are to follow one another: tokens of
-            the group in `encode`, columns of `Stage.hidden` in `prune`. Ascending, unless there are values.
+        slots: long [G, T], the places that they take. In `encode` these are tokens of the group, and tokens lie in the
+            order of their slots. In `prune` they are visual columns of `Stage.hidden`; ascending, unless there are
+            values: then a token whose slot is below an earlier one's stands right behind its predecessor.
         values: [G, T, D], what stands there from now on, where that changes: what the decoder will see in `encode`,
             hidden states in `prune`. None: as they stood there (in `encode`, projected).
-        valid: bool [G, T] where groups keep fewer than T; None where all do.
+        valid: bool [G, T] where groups keep fewer than T; what is not may have any slot in range. None where all do.
         into: long [G, N], the place in T that each token went into, -1 for none: for pictures and statistics.
     """
 

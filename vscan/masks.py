@@ -51,8 +51,8 @@ def compact(keep: Tensor, length: int) -> tuple[Tensor, Tensor]:
 def arrange(text: Tensor, slots: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
     """Columns of text that stay and tokens among them, as [B, length]: no sort, no device sync.
 
-    A token that goes back behind the one before it follows that one at once. Items that hold fewer than `length` are
-    filled up with their first columns that hold nothing.
+    A token whose slot is below an earlier one's stands right behind its predecessor. Items that hold fewer than
+    `length` are filled up with their first columns that hold nothing.
 
     Args:
         text: bool [B, L].

@@ -1,5 +1,5 @@
 """What is known of a reduced prompt before layer 0: how many visual tokens every stage keeps, and how long every layer
-sees each item. Worked out once, on the host; what runs afterwards is tensors of these lengths."""
+sees each item. Worked out on the host, once a prompt; what runs afterwards is tensors of these lengths."""
 
 from dataclasses import dataclass, replace
 
@@ -136,6 +136,8 @@ def scheduled(config: ReductionConfig, method: Method, num_layers: int, num_toke
     elif config.average is not None:
         if isinstance(config.average, int) and num_tokens is None:
             raise ValueError(f"average: expected a share such as 0.111, for images vary in size, got {config.average}")
+        if type(method).encode is Method.encode and type(method).schedule is Method.schedule:
+            raise ValueError(f"average: expected a method with a schedule of its own, got {config.method!r} without")
         schedule = method.schedule(config.average, num_layers, num_tokens)
     else:
         return config

@@ -1,7 +1,10 @@
 """What is known about one batch of prompts: where its visual tokens are, and how short each run of layers sees it.
 
-`VisualPrompt` travels from the shell to the decoder as a keyword; `PromptState` hangs on the KV cache afterwards.
-Nothing here is kept on a module, so that two prompts can be under way on one model.
+A *view* is an image, a crop or a frame; a picture is one or several. A *stage* is a place where visual tokens are
+dropped: after the vision encoder, or before a decoder layer. A *segment* is the run of layers behind a stage. What was
+dropped after the encoder is a mask: `EncodedImages.kept` beside the features, then `VisualPrompt.kept`, which travels
+from the shell to the decoder as a keyword; `Segment.drop_empty` applies it before layer 0. What decoding has to know
+hangs on the KV cache (`cache.PromptState`). Nothing is kept on a module: two prompts can be under way on one model.
 """
 
 import weakref
@@ -134,7 +137,7 @@ class Segment:
         valid: bool [B, S], columns that hold a token; None where all do.
         visual: bool [B, S], columns that hold a visual token.
         positions: long [B or 1, S], the position of each column; [3, B or 1, S] for M-RoPE (time, height, width).
-        removed: long [B, 1], what to subtract from a position in the full prompt.
+        removed: long [B, 1], what to subtract from the position, in the full prompt, of a token that follows it.
         num_visual, num_valid: visual tokens and columns that hold a token, per row.
     """
 

@@ -107,7 +107,7 @@ class Stage:
         visual: bool [B, S], columns that hold a visual token.
         text: bool [B, S], columns of the prompt that hold a token of text.
         num: visual tokens to keep, one int an item.
-        arriving: visual tokens that are there, one int an item; where no more than `num` are, all stay.
+        arriving: visual tokens that are there, one int an item; where they are as many as `num`, all stay.
         entry: what entered layer 0.
         memory: a dict of the prompt's own, shared by its stages.
         positions: long [B or 1, S], or [3, B or 1, S] for M-RoPE.
@@ -142,7 +142,8 @@ class Stage:
 
         Args:
             queries: long [B, Q], columns that ask; None asks the prompt's last token.
-            back: 1 takes the layer before, on its own input: the attention with which that layer ran.
+            back: 1 takes the layer before, on its own input: the attention with which that layer ran, where
+                `Method.with_rotary` is True; `Needs.back` must say so.
 
         Returns:
             [B, H, Q, S] fp32.
@@ -247,7 +248,8 @@ class Method:
         """Called once, before a reduction is put in force: fetch what encodes text; ValueError where it is missing."""
 
     def schedule(self, average: Budget, num_layers: int, num_tokens: int | None) -> Schedule:
-        """Budgets that leave so many visual tokens of a view on average over the decoder's layers.
+        """Budgets that leave so many visual tokens of a view on average over the decoder's layers. A method that
+        reduces in the decoder has to say how; this is the way of one that reduces after the vision encoder.
 
         Args:
             average: a count, or a share of the view's tokens.
@@ -287,15 +289,15 @@ class Method:
         """Keep `stage.num` visual tokens of every item.
 
         Returns:
-            `Kept` with G = B and slots in [0, S), `leaves(...)` of them an item.
+            `Kept` with G = B: of every item `leaves(num, arriving)` tokens, or all where these two are equal.
         """
         scores = self.scores(stage.rows()[:, :, 0]).masked_fill(~stage.visual, -torch.inf)
         return best(scores, stage.num)
 
     def scores(self, rows: Tensor) -> Tensor:
-        """The short way to `prune`: from the last prompt token's attention, [B, H, S] fp32 over the whole causal row, to
-        a score of every token, [B, S] fp32; the largest visual ones stay. Here the mean over heads (VScan, section 4).
-        """
+        """The short way to `prune`: from the last prompt token's attention, [B, H, S] fp32 over the whole causal row,
+        to a score of every token, [B, S] fp32; the largest visual ones stay. Here the mean over heads (VScan, section
+        4)."""
         return rows.mean(dim=1)
 
 

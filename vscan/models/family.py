@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..compat import pooled
 from ..config import ReductionConfig, count
+from ..decoder import Decoder
 from ..methods.base import Kept, Method, Views
 from ..plan import Fitted
 from ..prompt import VisualPrompt
@@ -79,6 +80,8 @@ class Family(ABC):
         """
         return [views.flatten(0, 1) for views in crops]
 
+    # What is mixed into its text model.
+    decoder: ClassVar[type] = Decoder
     # Whether `pack` leaves all tokens and adds none, so that their number is known beforehand.
     packs_all: bool = True
 
@@ -100,14 +103,14 @@ class Family(ABC):
             tokens, kept, number = reduce_views(reduction.fitted, views, of_images)
             crops += tokens.split(of_images)
             left += kept.to(tokens.dtype).unsqueeze(-1).split(of_images)
-            num_kept += number
+            num_kept += number or [None]
         ones = torch.ones(1, dtype=crops[0].dtype, device=crops[0].device)
         return EncodedImages(
             pooler_output=self.pack(name, crops, call),
             # Which are left goes the way of the features, as numbers: what packing cuts away is lost, newlines stay.
             kept=[image[:, 0] > 0 for image in self.pack(name, left, call, ones)],
             num_views=num_views,
-            num_kept=num_kept if self.packs_all else None,
+            num_kept=num_kept if self.packs_all and None not in num_kept else None,
             finite=finite,
         )
 
@@ -118,7 +121,7 @@ class Family(ABC):
     def install(self, reduction) -> Callable[[], None]:
         """Put a reduction in force; returns the function that undoes it."""
         modalities = [self.modality(reduction, name) for name in self.pixels]
-        return install_on_shell(self.model, reduction, modalities)
+        return install_on_shell(self.model, reduction, modalities, self.decoder)
 
     def modality(self, reduction, name: str) -> Modality:
         """How pictures are encoded under a reduction."""
@@ -143,7 +146,7 @@ class Family(ABC):
         return prompt
 
 
-def reduce_views(fitted: Fitted, views: Views, of_images: list[int]) -> tuple[Tensor, Tensor, list[int]]:
+def reduce_views(fitted: Fitted, views: Views, of_images: list[int]) -> tuple[Tensor, Tensor, list[int] | None]:
     """Let a method reduce views, and lay its tokens out at their slots.
 
     Args:
@@ -151,7 +154,7 @@ def reduce_views(fitted: Fitted, views: Views, of_images: list[int]) -> tuple[Te
 
     Returns:
         [V, N, D] in raster order, a kept token in its slot and zeros in all others; which slots are kept, bool [V, N];
-        and how many are left of each picture, where all groups keep what they are asked for.
+        and how many are left of each picture, None where the method kept fewer than it was asked for.
     """
     method, num_tokens = fitted.method, views.grid[0] * views.grid[1]
     num_views, is_whole = len(views.features), fitted.group == "image" and views.layout is not None
@@ -171,8 +174,7 @@ def reduce_views(fitted: Fitted, views: Views, of_images: list[int]) -> tuple[Te
         slots = torch.where(kept.valid, slots, group)  # a place that is cut off
     tokens = kept.values.new_zeros(len(slots), group + 1, kept.values.shape[-1])
     tokens = tokens.index_put_((groups, slots), kept.values)[:, :-1]
-    left = torch.zeros(tokens.shape[0], group + 1, dtype=torch.bool, device=slots.device).scatter_(1, slots, True)[
-        :, :-1
-    ]
+    left = torch.zeros(len(slots), group + 1, dtype=torch.bool, device=slots.device).scatter_(1, slots, True)[:, :-1]
     shape = (num_views, num_tokens)
-    return tokens.reshape(*shape, -1), left.reshape(shape), [num] if is_whole else [num * n for n in of_images]
+    num_kept = None if kept.valid is not None else [num] if is_whole else [num * number for number in of_images]
+    return tokens.reshape(*shape, -1), left.reshape(shape), num_kept

@@ -21,7 +21,6 @@ from ..compat import (
     take_cache,
     takes_encoded,
 )
-from ..decoder import Decoder
 from ..masks import padding_mask
 from ..prompt import VisualPrompt
 from .encoded import EncodedImages, Modality
@@ -50,18 +49,19 @@ def swap_class(undo: ExitStack, module: nn.Module, mixin: type, reduction) -> No
         undo.callback(unbind)
 
 
-def install_on_shell(model: nn.Module, reduction, modalities: list[Modality]) -> Callable[[], None]:
+def install_on_shell(model: nn.Module, reduction, modalities: list[Modality], decoder: type) -> Callable[[], None]:
     """Install a reduction on a stock model with the parts `language_model` and `get_image_features`.
 
     Args:
         modalities: what the model sees.
+        decoder: `vscan.decoder.Decoder`, or what overrides a part of it.
 
     Returns:
         The function that undoes it.
     """
     base = model.base_model
     with ExitStack() as undo:
-        swap_class(undo, base.language_model, Decoder, reduction)
+        swap_class(undo, base.language_model, decoder, reduction)
         for part in modalities:
             name = f"get_{part.name}_features"
             replace_method(undo, base, name, features_of(part, getattr(base, name)))
