@@ -10,6 +10,7 @@ PANELS = {
     "tower: labels of patches": ("tower_small", "tower"),
     "decoder on label embeddings, 16 x 16": ("decoder",),
     "projector and decoder on the tower's features": ("projector", "joint"),
+    "projector and grown decoder": ("deep",),
 }
 
 
@@ -17,8 +18,10 @@ def plot_curves(log: Path, file: Path) -> None:
     """Draw the stages' logs, one file; dashed lines are at shifted positions, dotted ones on windows of 12 x 12."""
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     figure: Figure
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(16, 4.5), sharey=True)
-    for axis, (title, stages) in zip(axes, PANELS.items(), strict=True):
+    there = {row["stage"] for row in rows}
+    panels = {title: stages for title, stages in PANELS.items() if there.intersection(stages)}
+    figure, axes = plt.subplots(1, len(panels), figsize=(16 / 3 * len(panels), 4.5), sharey=True, squeeze=False)
+    for axis, (title, stages) in zip(axes[0], panels.items(), strict=True):
         start, curves = 0.0, {}
         for stage in stages:
             of_stage = [row for row in rows if row["stage"] == stage]
@@ -38,7 +41,7 @@ def plot_curves(log: Path, file: Path) -> None:
         axis.grid(alpha=0.3)
         if curves:
             axis.legend(fontsize=8, loc="lower right")
-    axes[0].set_ylabel("accuracy on validation scenes")
+    axes[0, 0].set_ylabel("accuracy on validation scenes")
     figure.tight_layout()
     figure.savefig(file, dpi=110)
     plt.close(figure)

@@ -21,7 +21,7 @@ from . import running
 from .labels import NUM_CLASSES, THING_CLASSES, patch_labels
 from .packing import Packer, accuracies, answer_loss
 from .running import Stage, draw_batch, draw_scenes, run_stage
-from .sizes import WIDTH, text_config
+from .sizes import TINY, WIDTH, Depth, text_config
 from .tower import grid_positions
 
 WINDOW = 16  # patches along a side: the least that hold as many things as a whole picture
@@ -46,9 +46,9 @@ class Oracle(nn.Module):
 class Decoder(nn.Module):
     """A Llama with the oracle it learns from, and the head that only training needs."""
 
-    def __init__(self):
+    def __init__(self, depth: Depth = TINY):
         super().__init__()
-        self.llama = LlamaForCausalLM(text_config())
+        self.llama = LlamaForCausalLM(text_config(depth))
         nn.init.normal_(self.llama.model.embed_tokens.weight, std=0.3)
         self.oracle = Oracle()
         self.naming = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, sum(THING_CLASSES)))

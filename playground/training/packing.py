@@ -21,12 +21,13 @@ from vscan.compat import apply_rotary_pos_emb, projections
 from ..scenes.questions import Question
 from ..scenes.world import SHAPES
 from .labels import THING_CLASSES, thing_labels
+from .sizes import DEEP, TINY
 
 IGNORED = -100
 NOUNS = (*SHAPES, "sign", "object")
 # An answer tells little of what had to be looked up for it: one word, several layers later. So where a thing's name
-# ends, the states after this many of the eight layers are to know the thing; twenty names are asked about a picture.
-NAMED_AFTER = 5
+# ends, the states halfway (`Depth.named_after`) are to know the thing; twenty names are asked about a picture.
+NAMED_AFTER = {depth.num_layers: depth.named_after for depth in (TINY, DEEP)}
 NAMING_WEIGHT = 0.3
 THING_WEIGHTS = (1.0, 1.0, *[0.5] * (len(THING_CLASSES) - 2))
 NO_THING = [-1] * len(THING_CLASSES)
@@ -119,8 +120,8 @@ def answer_states(llama: LlamaForCausalLM, packed: Packed, visual: Tensor, posit
         start: the position of a question's first token, float [B].
 
     Returns:
-        [number of targets, D], in the order of `packed.targets` flattened; [number of names, D] after `NAMED_AFTER`
-        layers, in the order of `packed.things`.
+        [number of targets, D], in the order of `packed.targets` flattened; [number of names, D] after the layers that
+        `NAMED_AFTER` says, in the order of `packed.things`.
     """
     model = llama.model
     batch, num_text = packed.ids.shape
@@ -137,7 +138,7 @@ def answer_states(llama: LlamaForCausalLM, packed: Packed, visual: Tensor, posit
     for index, layer in enumerate(model.layers):
         is_last = index == len(model.layers) - 1
         hidden = _layer(layer, hidden, (cos, sin), mask, num_prefix, is_last)
-        if index + 1 == NAMED_AFTER:
+        if index + 1 == NAMED_AFTER[len(model.layers)]:
             named = hidden[:, num_prefix:][packed.is_name]
     return norm(model.norm, hidden[packed.targets != IGNORED]), named  # the last layer left the questions alone
 

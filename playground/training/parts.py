@@ -1,6 +1,7 @@
-"""One process of `playground.train`: the tower, the decoder, or both as one model."""
+"""One process of `playground.train`: the tower, the decoder, both as one model, or a deep model grown from that."""
 
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,7 +11,8 @@ from llava.tokenizer import load_tokenizer
 from .curves import plot_curves
 from .decoder import Decoder, train_decoder
 from .export import export
-from .joint import train_joint
+from .growing import train_deep
+from .joint import Joint, train_joint
 from .running import Stage, rank, start_workers
 from .tower import Tower, train_tower
 
@@ -18,11 +20,12 @@ from .tower import Tower, train_tower
 TOWER = (Stage("tower_small", 1600, 24, 2.5e-3), Stage("tower", 300, 8, 1.2e-3))
 DECODER = Stage("decoder", 2000, 8, 2e-3, matrix_rate=2e-2)
 JOINT = (Stage("projector", 150, 8, 3e-3), Stage("joint", 1500, 8, 1e-3, matrix_rate=1e-2))
+DEEP = Stage("deep", 400, 4, 2e-3, warmup=10, matrix_rate=5e-3, compact=True)
 
 
 def scaled(stage: Stage, scale: float) -> Stage:
     steps = max(2, round(stage.steps * scale))
-    return Stage(stage.name, steps, stage.batch, stage.rate, min(stage.warmup, steps // 2))
+    return replace(stage, steps=steps, warmup=min(stage.warmup, steps // 2))
 
 
 def load_part(model: torch.nn.Module, file: Path) -> torch.nn.Module:
@@ -39,6 +42,9 @@ def run_part(args: Namespace) -> None:
         train_tower(args.out, args.device, *(scaled(stage, args.scale) for stage in TOWER))
     elif args.part == "decoder":
         train_decoder(args.out, args.device, tokenizer, scaled(DECODER, args.scale))
+    elif args.part == "deep":
+        stage = scaled(DEEP, args.scale)
+        write(train_deep(args.out, args.device, tokenizer, args.base, stage), args, (stage,))
     else:
         start_workers()
         tower = load_part(Tower(), args.out / f"{TOWER[-1].name}.pt")
@@ -46,7 +52,12 @@ def run_part(args: Namespace) -> None:
         stages = tuple(scaled(stage, args.scale) for stage in JOINT)
         model = train_joint(args.out, args.device, tokenizer, tower, decoder, stages)
         if rank() == 0:
-            export(model, args.out, args.model)
-            logs = [args.out / f"{stage.name}.jsonl" for stage in (*TOWER, DECODER, *JOINT)]
-            (args.model / "training.jsonl").write_text("".join(log.read_text() for log in logs))
-            plot_curves(args.model / "training.jsonl", args.model / "training.png")
+            write(model, args, (*TOWER, DECODER, *JOINT))
+
+
+def write(model: Joint, args: Namespace, stages: tuple[Stage, ...]) -> None:
+    """The checkpoint, with the stages' logs and curves."""
+    log = "".join((args.out / f"{stage.name}.jsonl").read_text() for stage in stages)
+    export(model, args.out, args.to)
+    (args.to / "training.jsonl").write_text(log)
+    plot_curves(args.to / "training.jsonl", args.to / "training.png")

@@ -33,6 +33,8 @@ class Stage:
         rate: highest learning rate of AdamW; linear warm-up, then a cosine down to a twentieth.
         warmup: steps.
         matrix_rate: highest learning rate of Muon for the matrices of a decoder's layers; 0 leaves all to AdamW.
+        compact: save what is trained alone, in half precision: small enough for a repository, and a training that goes
+            on from there differs by the rounding.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Stage:
     rate: float
     warmup: int = 60
     matrix_rate: float = 0.0
+    compact: bool = False
 
     def share_at(self, step: int) -> float:
         """Of the highest learning rates."""
@@ -107,6 +110,21 @@ def draw_batch(seed: int, step: int, number: int, side: int = GRID, pictures: bo
     return draw_scenes("train", seed, range(start, start + share), side, pictures)
 
 
+def compacted(state: dict, model: nn.Module) -> dict:
+    """A stage's state with the trained weights alone, as float16, and the optimisers' matrices as bfloat16."""
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    weights = {name: value.half() for name, value in state["model"].items() if name in trained}
+
+    def halved(value):
+        if isinstance(value, dict):
+            return {name: halved(one) for name, one in value.items()}
+        if isinstance(value, list):
+            return [halved(one) for one in value]
+        return value.bfloat16() if isinstance(value, Tensor) and value.ndim else value  # AdamW's step has none
+
+    return {**state, "model": weights, "optimisers": halved(state["optimisers"])}
+
+
 def run_stage(
     stage: Stage,
     folder: Path,
@@ -130,7 +148,7 @@ def run_stage(
     first, minutes = 0, 0.0
     if file.exists():
         saved = torch.load(file, map_location=next(model.parameters()).device, weights_only=True)
-        model.load_state_dict(saved["model"])
+        model.load_state_dict(saved["model"], strict=not stage.compact)
         for (_, optimiser), state in zip(optimisers, saved["optimisers"], strict=True):
             optimiser.load_state_dict(state)
         first, minutes = saved["step"], saved["minutes"]
@@ -169,5 +187,5 @@ def run_stage(
             last_saved = time.monotonic()
             states = [optimiser.state_dict() for _, optimiser in optimisers]
             state = {"model": model.state_dict(), "optimisers": states, "step": done, "minutes": minutes}
-            torch.save(state, file.with_suffix(".part"))
+            torch.save(compacted(state, model) if stage.compact else state, file.with_suffix(".part"))
             file.with_suffix(".part").replace(file)

@@ -1,4 +1,6 @@
-"""The embedded model's layers and widths."""
+"""The embedded models' layers and widths."""
+
+from dataclasses import dataclass
 
 from transformers import CLIPVisionConfig, LlamaConfig
 
@@ -8,6 +10,25 @@ from ..scenes.world import GRID
 WIDTH = 128
 FEATURE_LAYER = -2  # of the tower's hidden states, as LLaVA reads them
 VOCABULARY = 480
+
+
+@dataclass(frozen=True)
+class Depth:
+    """A decoder's layers.
+
+    Args:
+        num_layers: how many.
+        intermediate_size: of their feed-forward part.
+        named_after: after so many of them the states at a thing's name are to know the thing.
+    """
+
+    num_layers: int
+    intermediate_size: int
+    named_after: int
+
+
+TINY = Depth(8, 3 * WIDTH, 5)
+DEEP = Depth(28, 3 * WIDTH // 2, 14)  # half the feed-forward part keeps the checkpoint under 12 MB
 
 
 def vision_config() -> CLIPVisionConfig:
@@ -23,13 +44,13 @@ def vision_config() -> CLIPVisionConfig:
     )
 
 
-def text_config() -> LlamaConfig:
-    """Eight layers."""
+def text_config(depth: Depth = TINY) -> LlamaConfig:
+    """A Llama's."""
     return LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=WIDTH,
-        intermediate_size=3 * WIDTH,
-        num_hidden_layers=8,
+        intermediate_size=depth.intermediate_size,
+        num_hidden_layers=depth.num_layers,
         num_attention_heads=4,
         max_position_embeddings=2048,
         # To compare a name with patches hundreds of positions away takes pairs that turn slowly. Of a head's sixteen

@@ -3,18 +3,22 @@
 import csv
 import json
 import re
+from functools import partial
 
 import pytest
 
 from playground.demo import METHODS, TOKENS, main
 from playground.tiny import build_checkpoint
+from vscan.compare import compare
 
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     build_checkpoint(folder / "random")
-    main([], folder / "out", num_questions=4, model_path=folder / "random")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("playground.demo.compare", partial(compare, max_new_tokens=1))  # a random model never ends
+        main([], folder / "out", num_questions=4, model_path=folder / "random")
     return folder / "out"
 
 
