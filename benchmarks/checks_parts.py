@@ -118,7 +118,8 @@ def measure(case: Case, rounds: int, num_new: int) -> dict[str, list[tuple[float
     """Seconds of a prompt and of a token, a pair a round: "with" the checks, "without", and of the "checks" alone."""
     _, clock = clock_of(torch.device("cpu"))
     ways, seconds = {"with": as_it_is, "without": idle}, {"with": [], "without": [], "checks": []}
-    with vscan.reduce(case.model, visual_tokens=96, layers={case.middle: 32}), TowerMemory():
+    with vscan.reduce(case.model, visual_tokens=96, layers={case.middle: 32}) as reduction:
+        reduction.tower_memory = TowerMemory()
         for number in range(-1, rounds):  # one before the first, for what is set up
             for which in list(ways)[:: -1 if number % 2 else 1]:
                 with replaced(ways[which]):

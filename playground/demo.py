@@ -7,7 +7,6 @@ in playground/out/report.html.
 import shutil
 from pathlib import Path
 
-from vscan.config import prune_layer_of
 from vscan.eval.arguments import Parser, run_command
 from vscan.eval.questions import read_questions
 from vscan.tools.compare import cell_at, compare, report
@@ -48,8 +47,10 @@ def main(argv: list[str], out: Path = HERE / "out", num_questions: int = 200, mo
     write_benchmark(data, "test", -(-num_questions // 6))
     questions = read_questions(data / "questions.jsonl")[:num_questions]
     loaded = load_pretrained_model(model_path, device="cpu")[:3]
-    num_layers, layer = loaded[1].config.num_hidden_layers, prune_layer_of(loaded[1].config.to_dict())
-    cells = [Cell("dense"), *(cell_at(method, tokens, num_layers, layer) for method in METHODS for tokens in TOKENS)]
+    model = loaded[1]
+    size, reductions = (model.config.num_hidden_layers, model.tokens_per_view), model.config.reduction
+    cells = [Cell("dense")]
+    cells += [cell_at(method, tokens, *size, reductions.get(method)) for method in METHODS for tokens in TOKENS]
     rows = compare(lambda: loaded, cells, questions, data / "images", answers, "tiny-llava", batch_size=BATCH_SIZE)
     print("\n" + report(rows, questions, answers))
 
@@ -63,9 +64,9 @@ def main(argv: list[str], out: Path = HERE / "out", num_questions: int = 200, mo
 
     tokenizer, model, image_processor = loaded
     prompt = Preparation.of(model, tokenizer, image_processor, str(data / "images"), "vicuna_v1")(questions[0])
-    with vscan.reduce(model, visual_tokens=96, layers={layer: 32}) as reduction:
+    with vscan.reduce(model, average=64) as reduction:
         model.generate(torch.tensor([prompt.ids]), images=prompt.pixels, max_new_tokens=2)
-    print(f"one prompt, 96 visual tokens and 32 from layer {layer} on: {reduction.stats()}\n")
+    print(f"one prompt at an average of 64 visual tokens: {reduction.stats()}\n")
     print(f"The table with pictures: {out / 'report.html'}; all answers: {answers}")
 
 

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.eval.answering import Answering, Preparation, Prompt, is_original
-from vscan.config import prune_layer_of
-from vscan.methods import method_class
+from vscan.methods import make_method
 from vscan.models.towers import grid_of, run_tower
 from vscan.select.attention import cls_row, prompt_rows
 from vscan.tools.compare import CONV_MODE
@@ -37,10 +36,14 @@ class Parts:
         return cls(model.base_model.vision_tower, model.base_model.language_model)
 
 
+def vscan_of(model):
+    """VScan with a model's own hyper-parameters."""
+    return make_method("vscan", (getattr(model.config, "reduction", None) or {}).get("vscan", {}))
+
+
 def vision_layers(model) -> tuple[int, int]:
     """VScan's (local layer, global layer) on a model: its own defaults, else the method's; both 0 or more."""
-    fields = (getattr(model.config, "reduction", None) or {}).get("vscan", {})
-    method = method_class("vscan")(**fields)
+    method = vscan_of(model)
     number = len(Parts.of(model).tower.encoder.layers)
     return method.local_layer % number, method.global_layer % number
 
@@ -54,7 +57,7 @@ def depths_of(model) -> Depths:
         num_vision_layers=len(parts.tower.encoder.layers),
         num_tokens=height * width,
         global_layer=vision_layers(model)[1],
-        prune_layer=prune_layer_of(model.config.to_dict()),
+        prune_layer=vscan_of(model).prune_layer or len(parts.decoder.layers) // 2,
     )
 
 
@@ -117,9 +120,9 @@ class Reader:
         def register(index: int, layer: nn.Module):
             def keep(module, args, kwargs) -> None:
                 hidden, rotary = args[0], kwargs["position_embeddings"]
-                last = torch.full((len(hidden),), hidden.shape[1] - 1, device=hidden.device)
-                rows = prompt_rows(layer, hidden, last, rotary, seen.to(hidden.device))
-                looks[index] = rows.mean(dim=1).cpu().gather(1, columns)
+                last = torch.full((len(hidden), 1), hidden.shape[1] - 1, device=hidden.device)
+                rows = prompt_rows(layer, hidden, last, rotary, seen.to(hidden.device).unsqueeze(1))
+                looks[index] = rows[:, :, 0].mean(dim=1).cpu().gather(1, columns)
 
             return layer.register_forward_pre_hook(keep, with_kwargs=True)
 

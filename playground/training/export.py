@@ -50,7 +50,7 @@ def export(model: Joint, tokenizer_folder: Path, folder: Path) -> None:
         mm_vision_select_feature="patch",
         mm_vision_tower="clip_tower",
         image_aspect_ratio="pad",
-        reduction={"vscan": {"local_layer": LOCAL_LAYER}, "prune_layer": NAMED_AFTER[text.num_hidden_layers]},
+        reduction={"vscan": {"local_layer": LOCAL_LAYER, "prune_layer": NAMED_AFTER[text.num_hidden_layers]}},
     )
     config.save_pretrained(part)
     ends = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}

@@ -82,7 +82,7 @@ def test_a_deep_model_trains_from_its_small_state_and_is_a_checkpoint(tmp_path, 
     export(model, MODEL, tmp_path / "deep")
     assert (folder / "deep.pt").exists()  # a training may go on
     config = json.loads((tmp_path / "deep" / "config.json").read_text())
-    assert config["reduction"] == {"vscan": {"local_layer": 1}, "prune_layer": 14}
+    assert config["reduction"] == {"vscan": {"local_layer": 1, "prune_layer": 14}}
     assert (config["num_hidden_layers"], config["intermediate_size"]) == (28, 192)
     assert (tmp_path / "deep" / "model.safetensors").stat().st_size < 12e6
 

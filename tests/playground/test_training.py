@@ -313,7 +313,7 @@ def test_a_decoder_learns_and_the_whole_model_answers_from_its_exported_checkpoi
     torch.testing.assert_close(logits, mine[0], atol=0.05, rtol=0.01)
     answers = Answering(loaded_tokenizer, loaded, max_new_tokens=4, do_sample=False)([prompt])
     assert len(answers) == 1
-    assert loaded.config.reduction == {"vscan": {"local_layer": LOCAL_LAYER}, "prune_layer": NAMED_AFTER[8]}
+    assert loaded.config.reduction == {"vscan": {"local_layer": LOCAL_LAYER, "prune_layer": NAMED_AFTER[8]}}
 
 
 def average(rank, folder):
