@@ -73,8 +73,8 @@ def density_peaks(points: Tensor, num_points: Sequence[int], num_clusters: Seque
     mine, others = rho.unsqueeze(2), rho.unsqueeze(1)
     denser = (others > mine) | ((others == mine) & (index < index.unsqueeze(1)))
     delta = distances.masked_fill(~denser, torch.inf).amin(dim=-1)
-    peaks = torch.where(delta.isinf(), farthest, delta) * rho
-    centres = top(peaks.masked_fill(~there, -torch.inf), max(num_clusters))
+    peaks = torch.where(delta.isinf(), farthest, delta) * rho  # 0, and last, where there is no point
+    centres = top(peaks, max(num_clusters))
 
     number = torch.arange(centres.shape[1], device=points.device)
     is_centre = number < per_item(num_clusters, points.device)
