@@ -132,18 +132,12 @@ def _check_part(part: dict, where: str) -> None:
 
 
 def _check_defaults(config: dict, file: Path) -> None:
-    """Check `reduction`: a checkpoint's own layer to prune before, and its own hyper-parameters by method."""
+    """Check `reduction`: a checkpoint's own hyper-parameters, by method."""
     stored = config.get("reduction")
     if stored is not None and not isinstance(stored, dict):
         raise ValueError(f"{file}: reduction: expected an object, got {stored!r}")
     for name, value in (stored or {}).items():
-        num_layers = (config.get("text_config") or config).get("num_hidden_layers", 32)
-        if name == "prune_layer":
-            if type(value) is not int or not 0 <= value < num_layers:
-                raise ValueError(
-                    f"{file}: reduction.prune_layer: expected a decoder layer of 0 to {num_layers - 1}, got {value!r}"
-                )
-        elif value is not None and not isinstance(value, dict):
+        if value is not None and not isinstance(value, dict):
             raise ValueError(f"{file}: reduction.{name}: expected an object of hyper-parameters, got {value!r}")
 
 
