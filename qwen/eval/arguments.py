@@ -6,7 +6,7 @@ from vscan.config import POSITIONS, ReductionConfig, parse_list
 from vscan.eval.arguments import add, add_schedule_arguments, by_schedule, positive, probability
 from vscan.methods import METHODS
 
-# What `vscan.models.qwen2_5_vl.defaults` settles once the model is there.
+# What `vscan.models.qwen2_5_vl` settles once the model is there.
 HYPER_PARAMETERS = {
     "vscan": {"local_layer": "the first with full attention", "global_layer": -1, "window": 4, "capped": True},
     "vispruner": {"attention_layer": -1},

@@ -15,7 +15,7 @@ from playground.tiny import draw
 from qwen.eval.model_vqa_loader import main
 from qwen.model.builder import load_model
 from vscan.eval.arguments import run_command
-from vscan.models.qwen2_5_vl import defaults
+from vscan.models import family_of
 
 REDUCED = ["--image-token-ratio", "0.4", "--layer-list", "[3]", "--image-token-ratio-list", "[0.5]"]
 TEXTS = ["What is this?", "A longer question,\nwith two lines, about all the shapes.", "Why?\n", "How many?"]
@@ -329,7 +329,7 @@ def test_help_says_the_defaults_that_the_model_will_have(method, qwen_checkpoint
     with pytest.raises(SystemExit):
         main(["--help", "--method", method])
     said = " ".join(capsys.readouterr().out.split("hyper-")[1].split())
-    settled = defaults(load_model(qwen_checkpoint, device="cpu"), method)
+    settled = family_of(load_model(qwen_checkpoint, device="cpu")).defaults(method)
     assert settled
     for name, value in settled.items():
         shown = "the first with full attention" if name == "local_layer" else str(value)
