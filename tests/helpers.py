@@ -14,7 +14,7 @@ from transformers import (
     LlavaNextForConditionalGeneration,
 )
 
-from vscan.methods.base import Method
+from vscan.methods.base import Kept, Method, Views
 from vscan.select.merge import merge
 
 IMAGE_TOKEN = 99
@@ -186,6 +186,14 @@ def to_hugging_face(original, image_token: int):
     return model
 
 
+def encoded(method: Method, views: Views, num: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a method keeps of views as the decoder will see it, [V, num, D], and the slots, long [V, num]."""
+    kept = method.encode(views, num)
+    if kept.values is None:
+        return views.project(views.features.take_along_dim(kept.slots.unsqueeze(-1), dim=1)), kept.slots
+    return kept.values, kept.slots
+
+
 @dataclass(frozen=True)
 class Injected(Method):
     """A method whose selection was made elsewhere; register it in `vscan.METHODS` for a test.
@@ -200,5 +208,4 @@ class Injected(Method):
 
     def encode(self, views, num):
         slots = torch.tensor(self.slots).expand(len(views.features), num)
-        embeds = views.project(views.features)
-        return merge(embeds, slots) if self.merged else embeds.take_along_dim(slots.unsqueeze(-1), 1), slots
+        return Kept(slots, merge(views.project(views.features), slots) if self.merged else None)

@@ -274,9 +274,12 @@ class Segment:
             order, num_left = torch.arange(columns.shape[1], device=columns.device).expand_as(columns), columns.shape[1]
         else:
             order, num_left = (valid.cumsum(dim=1) - 1).clamp(min=0), valid.sum(dim=1, keepdim=True)
-        # What follows comes after the largest coordinate, and is to come after the last token.
-        following = positions.flatten(0, -3).amax(dim=(0, 2)) if axes else positions.amax(dim=1)
-        removed = self.removed + following.unsqueeze(1) + 1 - (first + num_left)
+        # What follows comes after the largest coordinate of a token, and is to come after the last one.
+        behind_first = positions - first
+        if self.valid is not None:
+            behind_first = behind_first.masked_fill(~self.valid, -1)
+        largest = behind_first.amax(dim=(0, 2) if axes else 1)
+        removed = self.removed + largest.unsqueeze(1) + 1 - num_left
         return (order + first).expand(*axes, -1, -1), removed
 
     def drop_empty(self, hidden: Tensor, planned: Planned, compact_positions: bool) -> tuple[Tensor, "Segment"]:

@@ -11,6 +11,7 @@ import vscan
 from llava.mm_utils import expand_image_tokens
 from llava.model.builder import load_model
 from vscan.compat import CACHE, cache_of
+from vscan.methods.base import Needs
 from vscan.models.towers import run_tower
 from vscan.select.merge import merge
 from vscan.select.scan import scan
@@ -117,11 +118,11 @@ def test_the_tower_gives_the_recorded_rows_and_features(folder, inputs, original
     vision = load_file(folder / f"vision_img{image}.safetensors")
     tower = original.model.vision_tower.vision_tower
     with torch.no_grad():
-        hidden, rows = run_tower(tower, normalised(inputs[f"pixel_u8_{image}"]), -2, (5, -2))
+        seen = run_tower(tower, normalised(inputs[f"pixel_u8_{image}"]), -2, Needs(rows=(5, -2)))
         projected, _ = original.encode_images(normalised(inputs[f"pixel_u8_{image}"]))
-    close(hidden[:, 1:], vision["vision_features"])
-    close(rows[5], vision["attn_shallow"])
-    close(rows[-2], vision["attn_deep"])
+    close(seen.hidden[:, 1:], vision["vision_features"])
+    close(seen.rows[5], vision["attn_shallow"])
+    close(seen.rows[-2], vision["attn_deep"])
     close(projected, vision["projected"])
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vscan.config import POSITIONS, ReductionConfig, check_budget, check_layers, count, parse_list, prune_layer_of
+from vscan.config import POSITIONS, ReductionConfig, check_budget, check_layers, count, parse_list
 from vscan.methods import METHODS
 
 quick = settings(deadline=None, derandomize=True)
@@ -62,7 +62,7 @@ print("torch" in sys.modules)
     assert done.stdout.splitlines() == [
         "{'method': 'vispruner', 'visual_tokens': 96, 'layers': [[16, 32]], 'positions': 'auto', "
         "'important_ratio': 0.5}",
-        "method: expected one of vscan, vispruner, fastervlm, random, downsample, got 'nothing'",
+        f"method: expected one of {', '.join(METHODS)}, got 'nothing'",
         "False",
     ]
 
@@ -377,9 +377,44 @@ def test_a_configuration_does_not_change():
     assert replace(config, visual_tokens=3) == ReductionConfig("vscan", 3, {16: 32}, "auto", {"window": 4})
 
 
-def test_the_layer_to_prune_before_is_the_middle_one_unless_the_checkpoint_knows_better():
-    assert prune_layer_of({"num_hidden_layers": 40}) == 20
-    assert prune_layer_of({"text_config": {"num_hidden_layers": 28}}) == 14
-    assert prune_layer_of({}) == 16  # transformers leaves out what is the default, and LLaMA's is 32
-    assert prune_layer_of({"num_hidden_layers": 8, "reduction": {"vscan": {"local_layer": 1}}}) == 4
-    assert prune_layer_of({"num_hidden_layers": 8, "reduction": {"prune_layer": 5}}) == 5
+# ------------------------------------------------------------------------------------------- average and preset
+
+ONE_OF_THREE = "expected one of average, preset, or visual_tokens and layers, got "
+
+
+@pytest.mark.parametrize(
+    ("given", "got"),
+    [
+        ({"average": 64, "preset": "a"}, "average and preset"),
+        ({"average": 64, "visual_tokens": 96}, "average and visual_tokens and layers"),
+        ({"preset": "a", "layers": {2: 32}}, "preset and visual_tokens and layers"),
+        ({"average": 0.5, "preset": "a", "layers": {2: 32}}, "average and preset and visual_tokens and layers"),
+    ],
+)
+def test_budgets_are_given_in_one_of_three_ways(given, got):
+    assert refusal(lambda: ReductionConfig("vscan", **given)) == ONE_OF_THREE + got
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"average": 0}, "average: expected a count of at least 1, got 0"),
+        ({"average": 64.0}, "average: expected a share in (0, 1], got 64.0; a count is written without a point"),
+        ({"average": "64"}, "average: expected a count (int) or a share (float), got '64'"),
+        ({"group": "crop"}, "group: expected one of view, image, or None, got 'crop'"),
+    ],
+)
+def test_an_average_and_a_group_that_are_none_are_refused(given, message):
+    assert refusal(lambda: ReductionConfig(**given)) == message
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"average": 64}, {"average": 0.25}, {"preset": "a"}, {"average": 64, "group": "view"}, {"frame_cls": True}],
+)
+def test_what_came_later_is_recorded_where_it_is_given(given):
+    config = ReductionConfig("vscan", **given)
+    old = {"method": "vscan", "visual_tokens": None, "layers": [], "positions": "auto"}
+    assert config.to_dict() == {**old, **given}
+    assert ReductionConfig(**config.to_dict()) == config
+    assert ReductionConfig("vscan").to_dict() == old

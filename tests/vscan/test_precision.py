@@ -16,7 +16,7 @@ import vscan
 from vscan.compat import CACHE, cache_of
 from vscan.methods import METHODS
 from vscan.methods.vscan import VScan
-from vscan.select.attention import attention_row
+from vscan.select.attention import attention_rows
 from vscan.select.merge import merge
 from vscan.select.scan import global_scan, local_scan, scan, top
 
@@ -88,11 +88,11 @@ class TestScores:
         generator = torch.Generator().manual_seed(0)
         query = (40 * torch.randn(2, 4, 1, 64, generator=generator)).to(dtype)
         key = (40 * torch.randn(2, 2, 500, 64, generator=generator)).to(dtype)
-        row = attention_row(query, key, 0.002)
+        rows = attention_rows(query, key, 0.002)
         logits = query.double() @ key.double().repeat_interleave(2, dim=1).transpose(2, 3) * 0.002
         assert (logits / 0.002).abs().max() > torch.finfo(torch.float16).max / 2
-        assert row.dtype == torch.float32
-        torch.testing.assert_close(row.double(), logits.softmax(-1).squeeze(2), atol=1e-30, rtol=1e-4)
+        assert rows.dtype == torch.float32
+        torch.testing.assert_close(rows.double(), logits.softmax(-1), atol=1e-30, rtol=1e-4)
 
     @HALVES
     def test_selection_and_logits_are_the_same_in_every_run(self, dtype):

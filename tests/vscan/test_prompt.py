@@ -1,13 +1,16 @@
 """Where a batch of prompts holds its visual tokens, before and after they are dropped: by hand and against lists."""
 
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from vscan.kept import Kept, Planned
 from vscan.masks import all_true, compact, padding_mask
+from vscan.plan import Plan
 from vscan.prompt import Segment, VisualPrompt, placed
 
 quick = settings(deadline=None, derandomize=True)
@@ -234,6 +237,23 @@ def whole(rows=LEFT, kept_per_view=4, tokens_per_view=4, positions=None, masked=
     return hidden, Segment.whole(prompt, hidden, mask, positions)
 
 
+def shorten(segment, hidden, kept, num_kept, start, compact_positions):
+    """Shorten a segment to the columns of a mask, bool [B, S], of which every item has so many."""
+    slots, valid = compact(kept, max(num_kept))
+    num_valid = [
+        valid - visual + left
+        for valid, visual, left in zip(segment.num_valid, segment.num_visual, num_kept, strict=True)
+    ]
+    kept = Kept(slots, valid=None if min(num_kept) == max(num_kept) else valid)
+    return segment.shorten(hidden, kept, Planned(start, num_kept, num_valid, max(num_valid)), compact_positions)
+
+
+def drop_empty(segment, hidden, compact_positions):
+    """Drop what the vision stage left without a token, as the decoder does."""
+    whole = Plan.of(SimpleNamespace(layers=(), num_layers=1), segment.prompt).stages[0]
+    return segment.drop_empty(hidden, whole, compact_positions)
+
+
 def test_the_whole_prompt_as_a_segment():
     hidden, segment = whole()
     assert segment.start == 0
@@ -257,7 +277,7 @@ def test_shortening_by_hand_with_compact_positions():
     positions = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7], [1, 1, 0, 1, 2, 3, 4, 5]])
     hidden, segment = whole(positions=positions)
     kept = flags("..x..x..", "...xx...", mark="x")
-    hidden, short = segment.shorten(hidden, kept, [2, 2], start=3, compact_positions=True)
+    hidden, short = shorten(segment, hidden, kept, [2, 2], start=3, compact_positions=True)
     assert short.start == 3
     assert short.columns.tolist() == [[0, 1, 2, 5, 6, 7], [0, 1, 3, 4, 6, 7]]
     assert numbers(short.valid) == [[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1]]
@@ -272,7 +292,7 @@ def test_shortening_by_hand_with_compact_positions():
 
 def test_shortening_by_hand_with_original_positions():
     hidden, segment = whole(("ttVVVVtt",), masked=False)
-    hidden, short = segment.shorten(hidden, flags("..x..x..", mark="x"), [2], start=3, compact_positions=False)
+    hidden, short = shorten(segment, hidden, flags("..x..x..", mark="x"), [2], start=3, compact_positions=False)
     assert short.positions.tolist() == [[0, 1, 2, 5, 6, 7]]
     assert short.removed.tolist() == [[0]]
     assert short.valid is None
@@ -282,7 +302,7 @@ def test_shortening_by_hand_with_original_positions():
 def test_rows_that_keep_unequal_numbers_are_filled_up_and_masked():
     hidden, segment = whole(("tVVVVVVt", "tVVVttt?", "ttttttt?"), tokens_per_view=3, masked=False)
     kept = flags(".x.xxx..", ".x......", "........", mark="x")
-    hidden, short = segment.shorten(hidden, kept, [4, 1, 0], start=2, compact_positions=True)
+    hidden, short = shorten(segment, hidden, kept, [4, 1, 0], start=2, compact_positions=True)
     assert (short.num_visual, short.num_valid) == ([4, 1, 0], [6, 6, 8])
     assert short.columns.tolist() == [[0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 2, 3, 4, 5, 6, 7]]
     assert numbers(short.valid) == [[1, 1, 0, 1, 1, 1, 0, 1], [1, 1, 0, 0, 1, 1, 1, 1], [1] * 8]
@@ -295,7 +315,7 @@ def test_one_padded_row_becomes_no_longer_than_its_tokens():
     visual, mask = flags("pptVVVVt"), ~flags("pptVVVVt", mark="p")
     prompt = read(visual, mask, tokens_per_view=4, kept_per_view=4, num_views=1)
     segment = Segment.whole(prompt, torch.zeros(1, 8, 2), mask, None)
-    _, short = segment.shorten(torch.zeros(1, 8, 2), flags("....x...", mark="x"), [1], 1, True)
+    _, short = shorten(segment, torch.zeros(1, 8, 2), flags("....x...", mark="x"), [1], 1, True)
     assert short.columns.tolist() == [[2, 4, 7]]
     assert short.valid is None or short.valid.all()
 
@@ -316,7 +336,7 @@ def emptied(hidden, segment, *columns):
 
 def test_placeholders_without_a_token_are_dropped_before_layer_0():
     hidden, segment = emptied(*whole(kept_per_view=3), (0, 3), (1, 5))
-    hidden, short = segment.drop_empty(hidden, compact_positions=True)
+    hidden, short = drop_empty(segment, hidden, compact_positions=True)
     assert short.start == 0
     assert short.columns.tolist() == [[0, 1, 2, 4, 5, 6, 7], [0, 1, 2, 3, 4, 6, 7]]
     assert numbers(short.valid) == [[1] * 7, [0, 0, 1, 1, 1, 1, 1]]
@@ -327,7 +347,7 @@ def test_placeholders_without_a_token_are_dropped_before_layer_0():
 
 def test_positions_of_the_empty_may_stay_empty():
     hidden, segment = emptied(*whole(("tVVVVt",), kept_per_view=2, masked=False), (0, 1), (0, 4))
-    _, short = segment.drop_empty(hidden, compact_positions=False)
+    _, short = drop_empty(segment, hidden, compact_positions=False)
     assert short.positions.tolist() == [[0, 2, 3, 5]]
     assert short.removed.tolist() == [[0]]
 
@@ -335,7 +355,7 @@ def test_positions_of_the_empty_may_stay_empty():
 def test_how_many_are_left_is_read_where_that_depends_on_the_picture():
     hidden, segment = emptied(*whole(("tVVVVt", "VVVVtt"), masked=False), (0, 2), (0, 3), (1, 3))
     segment = replace(segment, prompt=replace(segment.prompt, num_kept=None))
-    hidden, short = segment.drop_empty(hidden, compact_positions=True)
+    hidden, short = drop_empty(segment, hidden, compact_positions=True)
     assert (short.num_visual, short.num_valid) == ([2, 3], [4, 5])
     assert short.columns[short.valid].tolist() == [0, 1, 4, 5, 0, 1, 2, 4, 5]
     assert not hidden.isnan().any()
@@ -344,13 +364,13 @@ def test_how_many_are_left_is_read_where_that_depends_on_the_picture():
 def test_a_token_that_is_left_may_hold_anything():
     hidden, segment = emptied(*whole(("tVVVVt",), kept_per_view=3, masked=False), (0, 2))
     hidden[0, 1] = torch.nan
-    _, short = segment.drop_empty(hidden, compact_positions=True)
+    _, short = drop_empty(segment, hidden, compact_positions=True)
     assert (short.columns.tolist(), short.num_visual) == ([[0, 1, 3, 4, 5]], [3])
 
 
 def test_nothing_is_dropped_where_the_vision_stage_kept_all():
     hidden, segment = whole()
-    same, short = segment.drop_empty(hidden, compact_positions=True)
+    same, short = drop_empty(segment, hidden, compact_positions=True)
     assert same is hidden
     assert short is segment
 
@@ -359,7 +379,7 @@ def test_fillers_hold_no_nan():
     hidden, segment = emptied(
         *whole(("tVVVVttt", "tttttttt"), kept_per_view=1, masked=False), *((0, column) for column in (2, 3, 4))
     )
-    hidden, short = segment.drop_empty(hidden, compact_positions=True)
+    hidden, short = drop_empty(segment, hidden, compact_positions=True)
     assert short.length == 8
     assert numbers(short.valid) == [[1, 1, 0, 0, 0, 1, 1, 1], [1] * 8]
     assert not hidden.isnan().any()
@@ -401,7 +421,7 @@ def test_an_answer_under_way_does_not_ask():
 def test_the_query_moves_with_its_token():
     hidden, segment = whole(("ttVVVVtaa", "ppVVVVtaa"))
     kept = flags("..x......", ".....x...", mark="x")
-    _, short = segment.shorten(hidden, kept, [1, 1], start=1, compact_positions=True)
+    _, short = shorten(segment, hidden, kept, [1, 1], start=1, compact_positions=True)
     query, allowed = short.query(7)
     assert short.columns.gather(1, query.unsqueeze(1)).tolist() == [[6], [6]]
     assert numbers(allowed) == [[1, 1, 1, 1, 0, 0], [0, 0, 1, 1, 0, 0]]
@@ -411,10 +431,10 @@ def test_visual_tokens_are_told_by_their_place_among_all_of_the_prompt():
     hidden, segment = whole(("tVVttVVt", "ppppVVVV"))
     assert segment.visual_indices(0) == segment.visual_indices(1) == [0, 1, 2, 3]
     kept = flags("..x..xx.", "....x..x", mark="x")
-    hidden, short = segment.shorten(hidden, kept, [3, 2], start=1, compact_positions=True)
+    hidden, short = shorten(segment, hidden, kept, [3, 2], start=1, compact_positions=True)
     assert (short.visual_indices(0), short.visual_indices(1)) == ([1, 2, 3], [0, 3])
     kept = short.visual & (short.columns >= 6)
-    _, shorter = short.shorten(hidden, kept, [1, 1], start=2, compact_positions=True)
+    _, shorter = shorten(short, hidden, kept, [1, 1], start=2, compact_positions=True)
     assert (shorter.visual_indices(0), shorter.visual_indices(1)) == ([3], [3])
 
 
@@ -500,7 +520,7 @@ def test_dropping_twice_leaves_every_row_as_a_plain_list_would(rows, compact_pos
         kept_columns = [segment.columns[row][kept[row]].tolist() for row in range(batch)]
         gone = segment.visual & ~kept
         hidden = hidden.masked_fill(gone.unsqueeze(-1), torch.nan)  # nothing may be read of what is dropped
-        hidden, segment = segment.shorten(hidden, kept, num_kept, start, compact_positions)
+        hidden, segment = shorten(segment, hidden, kept, num_kept, start, compact_positions)
         for row, tokens in enumerate(lists):
             left = []
             for token in tokens:
@@ -525,7 +545,7 @@ def test_dropping_twice_leaves_every_row_as_a_plain_list_would(rows, compact_pos
 def test_the_query_is_the_last_token_of_the_prompt_and_sees_all_before_it(rows, seed, data):
     hidden, segment = whole(rows, tokens_per_view=1, masked=any("p" in row for row in rows))
     kept, num_kept = kept_of(segment, torch.Generator().manual_seed(seed))
-    hidden, segment = segment.shorten(hidden, kept, num_kept, 1, True)
+    hidden, segment = shorten(segment, hidden, kept, num_kept, 1, True)
     num_columns = data.draw(st.integers(1, len(rows[0]) + 2))
     valid = torch.ones_like(segment.visual) if segment.valid is None else segment.valid
     may_ask = [
@@ -548,7 +568,7 @@ def test_the_last_column_stays_last_where_it_is_text(rows, seed):
     assume(not any("p" in row.lstrip("p") for row in rows))
     hidden, segment = whole(rows, tokens_per_view=1, masked=any("p" in row for row in rows))
     kept, num_kept = kept_of(segment, torch.Generator().manual_seed(seed))
-    _, short = segment.shorten(hidden, kept, num_kept, 1, True)
+    _, short = shorten(segment, hidden, kept, num_kept, 1, True)
     assert (short.columns[:, -1] == len(rows[0]) - 1).all()
     assert short.valid is None or short.valid[:, -1].all()
 
@@ -562,6 +582,6 @@ def test_shortening_reads_no_data(masked):
     segment = Segment.whole(prompt, hidden, torch.empty_like(visual) if masked else None, None)
     query, _ = segment.query(12)
     assert query.shape == (2,)
-    hidden, short = segment.shorten(hidden, torch.empty_like(visual), [3, 1], 2, True)
+    hidden, short = shorten(segment, hidden, torch.empty_like(visual), [3, 1], 2, True)
     assert hidden.shape == (2, 11, 8)
     assert short.columns.shape == short.valid.shape == short.visual.shape == short.positions.shape == (2, 11)

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from helpers import close
+from helpers import close, encoded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import adaptive_avg_pool2d
 
 from vscan.methods import method_class
-from vscan.methods.base import Views
+from vscan.methods.base import Needs, Views
 from vscan.methods.downsample import Downsample, pooling
 
 CPU = torch.device("cpu")
@@ -34,7 +34,7 @@ def random_features(num_views: int, num_tokens: int, width: int = 8) -> torch.Te
 )
 def test_a_rectangle_of_cells_equals_adaptive_average_pooling(grid, num, cells):
     features = random_features(3, grid[0] * grid[1])
-    values, _ = Downsample().encode(views_of(features, grid), num)
+    values, _ = encoded(Downsample(), views_of(features, grid), num)
     expected = adaptive_avg_pool2d(features.transpose(1, 2).unflatten(-1, grid), cells).flatten(2).transpose(1, 2)
     close(values, expected, 1e-5)
 
@@ -85,7 +85,7 @@ def test_cells_of_a_prime_number_are_near_to_squares(grid, num):
 @pytest.mark.parametrize("num", [5, 64, 127])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_constant_features_stay_constant_in_their_dtype(num, dtype):
-    values, slots = Downsample().encode(views_of(torch.full((2, 576, 4), 3.25, dtype=dtype), (24, 24)), num)
+    values, slots = encoded(Downsample(), views_of(torch.full((2, 576, 4), 3.25, dtype=dtype), (24, 24)), num)
     assert values.dtype == dtype
     assert values.shape == (2, num, 4)
     assert slots.shape == (2, num)
@@ -95,15 +95,15 @@ def test_constant_features_stay_constant_in_their_dtype(num, dtype):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_averaged_in_fp32_and_rounded_once(dtype):
     features = random_features(2, 576).to(dtype)
-    values, _ = Downsample().encode(views_of(features, (24, 24)), 64)
-    assert values.equal(Downsample().encode(views_of(features.float(), (24, 24)), 64)[0].to(dtype))
+    values, _ = encoded(Downsample(), views_of(features, (24, 24)), 64)
+    assert values.equal(encoded(Downsample(), views_of(features.float(), (24, 24)), 64)[0].to(dtype))
 
 
 def test_a_batch_equals_its_views_alone():
     features = random_features(5, 576, 64)
-    values, slots = Downsample().encode(views_of(features, (24, 24)), 127)
+    values, slots = encoded(Downsample(), views_of(features, (24, 24)), 127)
     for view in range(5):
-        alone = Downsample().encode(views_of(features[view : view + 1], (24, 24)), 127)
+        alone = encoded(Downsample(), views_of(features[view : view + 1], (24, 24)), 127)
         close(values[view], alone[0][0], 1e-5)
         assert slots[view].equal(alone[1][0])
 
@@ -116,7 +116,7 @@ def test_the_projector_sees_pooled_features():
         return tokens.square()
 
     features = random_features(2, 36)
-    values, _ = Downsample().encode(views_of(features, (6, 6), project), 4)
+    values, _ = encoded(Downsample(), views_of(features, (6, 6), project), 4)
     quarters = features.view(2, 2, 3, 2, 3, 8).transpose(2, 3)  # V, cell row, cell column, row, column, C
     expected = quarters.mean(dim=(3, 4)).flatten(1, 2)
     torch.testing.assert_close(seen[0], expected)
@@ -125,27 +125,27 @@ def test_the_projector_sees_pooled_features():
 
 def test_a_caller_may_write_into_the_slots():
     views = views_of(random_features(2, 36), (6, 6))
-    expected = Downsample().encode(views, 5)[1].clone()
-    Downsample().encode(views, 5)[1].zero_()
-    assert Downsample().encode(views, 5)[1].equal(expected)
+    expected = encoded(Downsample(), views, 5)[1].clone()
+    encoded(Downsample(), views, 5)[1].zero_()
+    assert encoded(Downsample(), views, 5)[1].equal(expected)
 
 
 def test_a_table_made_in_inference_mode_serves_gradients_later():
     features = random_features(1, 35)
     with torch.inference_mode():
-        Downsample().encode(views_of(features, (5, 7)), 6)
+        encoded(Downsample(), views_of(features, (5, 7)), 6)
     features.requires_grad_()
-    Downsample().encode(views_of(features, (5, 7)), 6)[0].sum().backward()
+    encoded(Downsample(), views_of(features, (5, 7)), 6)[0].sum().backward()
     torch.testing.assert_close(features.grad.sum(), torch.tensor(6.0 * 8))
 
 
 def test_nothing_is_read_back():
     # A meta tensor has no values: anything that would wait for the device fails on it.
-    values, slots = Downsample().encode(views_of(torch.empty(2, 36, 8, device="meta"), (6, 6)), 5)
+    values, slots = encoded(Downsample(), views_of(torch.empty(2, 36, 8, device="meta"), (6, 6)), 5)
     assert values.shape == (2, 5, 8)
     assert slots.shape == (2, 5)
 
 
 def test_it_is_found_by_its_name_and_needs_no_attention():
     assert method_class("downsample") is Downsample
-    assert Downsample().cls_layers == ()
+    assert Downsample().needs == Needs()

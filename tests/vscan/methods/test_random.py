@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import encoded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +19,7 @@ def views_of(pixel_values: torch.Tensor, num_tokens: int = 16) -> Views:
 
 
 def slots_of(pixel_values: torch.Tensor, num: int = 4, num_tokens: int = 16, seed: int = 0) -> torch.Tensor:
-    return Random(seed).encode(views_of(pixel_values, num_tokens), num)[1]
+    return encoded(Random(seed), views_of(pixel_values, num_tokens), num)[1]
 
 
 def noise(num_views: int, seed: int = 0) -> torch.Tensor:
@@ -73,7 +74,7 @@ def test_every_token_and_every_pair_is_kept_equally_often(images, seed):
 @given(data=st.data(), num_tokens=st.integers(2, 100), seed=st.integers(0, 2**63 - 1))
 def test_exactly_as_many_distinct_ascending_slots_as_asked_for(data, num_tokens, seed):
     num = data.draw(st.integers(1, num_tokens - 1))
-    values, slots = Random(seed).encode(views_of(noise(3), num_tokens), num)
+    values, slots = encoded(Random(seed), views_of(noise(3), num_tokens), num)
     assert slots.shape == (3, num)
     assert slots.dtype == torch.long
     assert (slots.diff(dim=1) > 0).all()

@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import encoded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -12,6 +14,7 @@ from safetensors.torch import load_file
 from vscan.methods import method_class
 from vscan.methods.base import Tower, Views
 from vscan.methods.vispruner import VisPruner, select
+from vscan.models.family import reduce_views
 
 GOLDEN = Path(__file__).resolve().parents[4] / "shared" / "golden" / "vispruner"
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden data does not lie beside this repository")
@@ -69,7 +72,7 @@ def test_select_equals_the_published_code_on_given_tower_outputs(record):
     important, diverse = select(attention, data["vision_features"], num, num_important)
     assert record["strict"]
     assert torch.cat((important, diverse), dim=1).equal(data["selected_indices"])
-    slots = VisPruner(record["ratio"]).encode(views_of(attention, data["vision_features"]), num)[1]
+    slots = encoded(VisPruner(record["ratio"]), views_of(attention, data["vision_features"]), num)[1]
     assert slots[0].equal(data["index_mask"][0].nonzero().squeeze(1))
 
 
@@ -109,7 +112,7 @@ def test_select_follows_the_rule_exactly_with_many_ties(data, num_tokens, num_vi
 def test_every_budget_and_ratio_gives_exactly_as_many_ascending_slots(data, num_tokens, ratio, seed):
     num = data.draw(st.integers(1, num_tokens - 1))
     attention, features = tower_output(2, num_tokens, 8, seed)
-    values, slots = VisPruner(ratio).encode(views_of(attention, features), num)
+    values, slots = encoded(VisPruner(ratio), views_of(attention, features), num)
     assert slots.shape == (2, num)
     assert slots.dtype == torch.long
     assert (slots.diff(dim=1) > 0).all()
@@ -123,7 +126,7 @@ def test_every_budget_and_ratio_gives_exactly_as_many_ascending_slots(data, num_
     [(66, 0.5), (100, 0.33), (63, 0.5), (10, 0.5), (9, 0.5), (2, 0.5), (1, 0.5), (575, 0.5), (65, 0.0)],
 )
 def test_odd_and_tiny_budgets_that_the_published_code_may_fail_on_are_met(num, ratio):
-    slots = VisPruner(ratio).encode(views_of(*tower_output(1, 576)), num)[1]
+    slots = encoded(VisPruner(ratio), views_of(*tower_output(1, 576)), num)[1]
     assert slots.unique().numel() == num
 
 
@@ -142,9 +145,9 @@ def test_the_cosine_ignores_how_long_features_are():
 
 def test_a_batch_equals_its_views_alone():
     attention, features = tower_output(4, 576)
-    batch = VisPruner().encode(views_of(attention, features), 64)
+    batch = encoded(VisPruner(), views_of(attention, features), 64)
     for view in range(4):
-        alone = VisPruner().encode(views_of(attention[view : view + 1], features[view : view + 1]), 64)
+        alone = encoded(VisPruner(), views_of(attention[view : view + 1], features[view : view + 1]), 64)
         assert batch[1][view].equal(alone[1][0])
         assert batch[0][view].equal(alone[0][0])
 
@@ -153,22 +156,22 @@ def test_a_batch_equals_its_views_alone():
 def test_half_precision_features_are_compared_in_fp32_and_keep_their_dtype(dtype):
     attention, features = tower_output(2, 144)
     features = features.to(dtype)
-    values, slots = VisPruner().encode(views_of(attention, features), 31)
+    values, slots = encoded(VisPruner(), views_of(attention, features), 31)
     assert values.dtype == dtype
-    assert slots.equal(VisPruner().encode(views_of(attention, features), 31)[1])
-    assert slots.equal(VisPruner().encode(views_of(attention, features.float()), 31)[1])
+    assert slots.equal(encoded(VisPruner(), views_of(attention, features), 31)[1])
+    assert slots.equal(encoded(VisPruner(), views_of(attention, features.float()), 31)[1])
 
 
 def test_ratio_one_is_the_top_of_the_attention_and_ratio_zero_is_not():
     attention, features = tower_output(2, 144)
     best = attention.topk(20).indices.sort(dim=1).values
-    assert VisPruner(1.0).encode(views_of(attention, features), 20)[1].equal(best)
-    assert not VisPruner(0.0).encode(views_of(attention, features), 20)[1].equal(best)
+    assert encoded(VisPruner(1.0), views_of(attention, features), 20)[1].equal(best)
+    assert not encoded(VisPruner(0.0), views_of(attention, features), 20)[1].equal(best)
 
 
 def test_the_number_of_important_tokens_is_floored_as_published():
     attention, features = tower_output(1, 144)
-    slots = VisPruner(0.29).encode(views_of(attention, features), 100)[1]  # 100 * 0.29 is 28.999999999999996
+    slots = encoded(VisPruner(0.29), views_of(attention, features), 100)[1]  # 100 * 0.29 is 28.999999999999996
     assert slots.equal(torch.cat(select(attention, features, 100, 28), dim=1).sort(dim=1).values)
     assert not slots.equal(torch.cat(select(attention, features, 100, 29), dim=1).sort(dim=1).values)
 
@@ -180,9 +183,11 @@ def test_only_kept_tokens_are_projected():
         seen.append(tuple(tokens.shape))
         return tokens[..., :3]
 
-    values, _ = VisPruner().encode(views_of(*tower_output(2, 36), project=project), 7)
+    fitted = SimpleNamespace(method=VisPruner(), group="view", visual_tokens=7)
+    tokens, left, num_kept = reduce_views(fitted, views_of(*tower_output(2, 36), project=project), [1, 1])
     assert seen == [(2, 7, 48)]
-    assert values.shape == (2, 7, 3)
+    assert tokens.shape == (2, 36, 3)
+    assert left.sum(dim=1).tolist() == num_kept == [7, 7]
 
 
 def test_selection_reads_no_value_back():
@@ -207,11 +212,11 @@ def test_a_ratio_outside_0_to_1_is_refused(ratio):
 
 def test_the_attention_layer_is_a_field():
     attention, features = tower_output(1, 36)
-    assert VisPruner().cls_layers == (-2,)
-    assert VisPruner(attention_layer=7).cls_layers == (7,)
+    assert VisPruner().needs.rows == (-2,)
+    assert VisPruner(attention_layer=7).needs.rows == (7,)
     views = views_of(attention, features, layer=7)
-    expected = VisPruner().encode(views_of(attention, features), 9)[1]
-    assert VisPruner(attention_layer=7).encode(views, 9)[1].equal(expected)
+    expected = encoded(VisPruner(), views_of(attention, features), 9)[1]
+    assert encoded(VisPruner(attention_layer=7), views, 9)[1].equal(expected)
     with pytest.raises(ValueError, match="expected one of 4 vision layers, got 7"):
         VisPruner(attention_layer=7).check(Tower(4, 3, 36, 9))
 

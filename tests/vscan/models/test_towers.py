@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from vscan.models.towers import TowerMemory, encode_views, grid_of, run_tower
+from vscan.methods.base import Needs
+from vscan.models.family import reduce_views
+from vscan.models.towers import TowerMemory, clip_views, grid_of, run_tower
 
 NUM_LAYERS = 5
 quick = settings(deadline=None, derandomize=True, max_examples=60)
@@ -49,7 +51,8 @@ class Tower:
     def check(self, feature_layer: int, row_layers: tuple[int, ...]) -> None:
         """Run the tower; compare its features, its rows and how often each block ran."""
         self.ran.clear()
-        features, rows = run_tower(self.module, self.pixels, feature_layer, row_layers)
+        seen = run_tower(self.module, self.pixels, feature_layer, Needs(rows=row_layers))
+        features, rows = seen.hidden, seen.rows
         assert features.shape == (2, 17, 32)
         close(features[:, 1:], self.hidden_states[feature_layer][:, 1:])
         close(features, self.hidden_states[feature_layer])
@@ -96,7 +99,7 @@ def test_any_layer_with_any_rows(tower, feature_layer, row_layers):
 
 
 def test_rows_are_found_as_they_were_asked_for(tower):
-    _, rows = run_tower(tower.module, tower.pixels, -2, (3, -2))
+    rows = run_tower(tower.module, tower.pixels, -2, Needs(rows=(3, -2))).rows
     assert list(rows) == [3, -2]
     assert torch.equal(rows[3], rows[-2])
 
@@ -110,16 +113,16 @@ def test_a_layer_that_the_tower_does_not_have_is_refused(tower, feature_layer):
 @pytest.mark.parametrize("layer", [-NUM_LAYERS - 1, NUM_LAYERS])
 def test_a_row_of_a_layer_that_the_tower_does_not_have_is_refused(tower, layer):
     with pytest.raises(ValueError, match=f"expected one of 5 vision layers, got {layer}$"):
-        run_tower(tower.module, tower.pixels, -2, (0, layer))
+        run_tower(tower.module, tower.pixels, -2, Needs(rows=(0, layer)))
 
 
 def test_a_batch_of_views_equals_each_view_alone(tower):
-    features, rows = run_tower(tower.module, tower.pixels, -2, (1, -1))
+    both = run_tower(tower.module, tower.pixels, -2, Needs(rows=(1, -1)))
     for view in range(2):
-        alone, alone_rows = run_tower(tower.module, tower.pixels[view : view + 1], -2, (1, -1))
-        close(alone[0], features[view])
+        alone = run_tower(tower.module, tower.pixels[view : view + 1], -2, Needs(rows=(1, -1)))
+        close(alone.hidden[0], both.hidden[view])
         for layer in (1, -1):
-            close(alone_rows[layer][0], rows[layer][view])
+            close(alone.rows[layer][0], both.rows[layer][view])
 
 
 def test_the_grid_of_a_tower(tower):
@@ -132,22 +135,22 @@ def test_the_grid_of_a_tower(tower):
 
 
 def times_run(tower, memory, wanted):
-    """How often the tower ran for these (pixels, feature layer, row layers), all results as without a memory."""
+    """How often the tower ran for these (pixels, feature layer, rows), all results as without a memory."""
+    calls = [(tower.module, pixels, layer, Needs(rows=rows[0] if rows else ())) for pixels, layer, *rows in wanted]
     ran = []
     hook = tower.module.pre_layrnorm.register_forward_hook(lambda module, args, output: ran.append(len(output)))
-    with memory:
-        found = [run_tower(tower.module, *call) for call in wanted]
+    found = [memory.run(*call) for call in calls]
     hook.remove()
-    for (features, rows), call in zip(found, wanted, strict=True):
-        expected, expected_rows = run_tower(tower.module, *call)
-        assert torch.equal(features, expected)
-        assert rows.keys() == expected_rows.keys()
-        assert all(torch.equal(rows[layer], expected_rows[layer]) for layer in rows)
+    for seen, call in zip(found, calls, strict=True):
+        expected = run_tower(*call)
+        assert torch.equal(seen.hidden, expected.hidden)
+        assert seen.rows.keys() >= expected.rows.keys()  # and those that the memory collects
+        assert all(torch.equal(seen.rows[layer], rows) for layer, rows in expected.rows.items())
     return len(ran)
 
 
 def test_views_that_come_again_are_not_encoded_again(tower):
-    memory = TowerMemory(row_layers=(1, -1))
+    memory = TowerMemory(rows=(1, -1))
     pixels = tower.pixels
     assert times_run(tower, memory, [(pixels, -2), (pixels.clone(), -2, (1,)), (pixels, -2, (-1, 1))]) == 1
     assert memory.seconds > 0
@@ -168,17 +171,27 @@ def test_a_full_memory_keeps_what_it_has(tower):
     assert times_run(tower, memory, [(first, -2), (second, -2), (first, -2), (second, -2)]) == 3
 
 
-# ----------------------------------------------------------------------------------------------------- encode_views
+# ------------------------------------------------------------------------------------------------------ clip_views
 
 
 def double(features):
     return 2 * features
 
 
+def reduced_views(tower, method, num, feature_layer, memory=None):
+    """Two views, encoded for a reduction to `num` tokens and reduced: tokens, which are left, and what is finite."""
+    fitted = SimpleNamespace(method=method, num_kept=num, visual_tokens=num, group="view")
+    reduction = SimpleNamespace(fitted=fitted, tower_memory=memory)
+    [(views, of_images)], finite = clip_views(reduction, tower.module, double, tower.pixels, feature_layer, [2])
+    assert of_images == [2]
+    tokens, left, num_kept = reduce_views(fitted, views, of_images)
+    assert num_kept == [2 * num]
+    return tokens, left, finite
+
+
 def test_a_kept_token_is_in_its_slot_and_all_others_are_empty(tower):
     slots = (1, 4, 15)
-    reduction = SimpleNamespace(method=Injected(slots, merged=False), num_kept=3, num_tokens=16)
-    found, kept, finite = encode_views(reduction, tower.module, double, tower.pixels, -2)
+    found, kept, finite = reduced_views(tower, Injected(slots, merged=False), 3, -2)
     assert found.shape == (2, 16, 32)
     assert kept.tolist() == [[slot in slots for slot in range(16)]] * 2
     assert not found[~kept].any()
@@ -191,21 +204,42 @@ def test_a_method_is_given_pixels_features_rows_and_the_grid(tower):
     seen = []
 
     class Watching(Injected):
-        cls_layers = (1, -1)
+        needs = Needs(rows=(1, -1))
 
         def encode(self, views, num):
             seen.append((views, num))
             return super().encode(views, num)
 
-    reduction = SimpleNamespace(method=Watching((0, 2), merged=False), num_kept=2, num_tokens=16)
-    encode_views(reduction, tower.module, double, tower.pixels, -3)
+    reduced_views(tower, Watching((0, 2), merged=False), 2, -3)
     (views, num), *more = seen
     assert not more
     assert num == 2
     assert views.grid == (4, 4)
     assert views.project is double
-    assert torch.equal(views.pixel_values, tower.pixels)
+    assert torch.equal(views.pixels, tower.pixels)
     close(views.features, tower.hidden_states[-3][:, 1:])
     assert list(views.rows) == [1, -1]
     for layer in (1, -1):
         close(views.rows[layer], tower.rows[layer])
+    assert torch.equal(views.cls, run_tower(tower.module, tower.pixels, -3).hidden[:, 0])
+    assert (views.num_heads, views.layout, views.state) == (4, None, {})
+
+
+def test_a_reduction_s_memory_serves_a_second_method(tower):
+    tower.ran.clear()
+    memory = TowerMemory()
+    first, second = (
+        reduced_views(tower, Injected(slots, merged=False), 2, -2, memory)[0] for slots in [(0, 2), (3, 4)]
+    )
+    assert len(tower.ran) == NUM_LAYERS - 1  # what the layer that is read takes, once
+    close(first[:, [0, 2]], 2 * tower.hidden_states[-2][:, [1, 3]])
+    close(second[:, [3, 4]], 2 * tower.hidden_states[-2][:, [4, 5]])
+
+
+def test_keys_of_the_patches_and_the_query_of_cls_are_those_of_the_layer_s_projections(tower):
+    seen = run_tower(tower.module, tower.pixels, -2, Needs(keys=(2, -1)))
+    for layer in (2, -1):
+        block = tower.module.encoder.layers[layer]
+        normed = block.layer_norm1(tower.hidden_states[layer if layer >= 0 else NUM_LAYERS + layer])
+        close(seen.keys[layer], block.self_attn.k_proj(normed)[:, 1:])
+        close(seen.queries[layer], block.self_attn.q_proj(normed)[:, 0])

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from vscan.select.attention import attention_row, cls_row, device_of, prompt_rows, rotate, split_heads
+from vscan.select.attention import attention_rows, cls_row, device_of, prompt_rows, rotate, split_heads
 
 quick = settings(deadline=None, derandomize=True)
 NUM_LAYERS = 4
@@ -126,6 +126,7 @@ def decoder(request):
     return randomise(LlamaModel._from_config(config, attn_implementation="eager"))
 
 
+LAST = torch.tensor([[8], [8]])  # of two prompts of 9 columns
 LENGTHS = (11, 7, 10)  # of three prompts, padded at the left
 
 
@@ -151,22 +152,22 @@ def seen_by_decoder(decoder, padded):
 def test_the_row_of_the_last_token_is_the_one_of_eager_llama(decoder, padded, seen_by_decoder, layer):
     _, mask, positions = padded
     hidden = seen_by_decoder.hidden_states[layer]
-    query = torch.full((3,), 10)
-    rows = prompt_rows(decoder.layers[layer], hidden, query, decoder.rotary_emb(hidden, positions), mask.bool())
+    query, allowed = torch.full((3, 1), 10), mask.bool().unsqueeze(1)
+    rows = prompt_rows(decoder.layers[layer], hidden, query, decoder.rotary_emb(hidden, positions), allowed)
     assert rows.dtype == torch.float32
-    torch.testing.assert_close(rows, seen_by_decoder.attentions[layer][:, :, -1])
-    assert (rows.masked_select(mask.bool().logical_not().unsqueeze(1)) == 0).all()
+    torch.testing.assert_close(rows, seen_by_decoder.attentions[layer][:, :, -1:])
+    assert (rows.masked_select(~allowed.unsqueeze(1)) == 0).all()
     assert rows.std() > 0.5 * rows.mean()
 
 
-def test_every_row_may_have_a_query_of_its_own(decoder, padded, seen_by_decoder):
+def test_every_item_may_have_queries_of_its_own(decoder, padded, seen_by_decoder):
     _, mask, positions = padded
     hidden = seen_by_decoder.hidden_states[2]
-    query = torch.tensor([3, 9, 10])
-    allowed = mask.bool() & (torch.arange(11) <= query.unsqueeze(1))
+    query = torch.tensor([[3, 10], [9, 5], [10, 10]])
+    allowed = mask.bool().unsqueeze(1) & (torch.arange(11) <= query.unsqueeze(-1))
     rows = prompt_rows(decoder.layers[2], hidden, query, decoder.rotary_emb(hidden, positions), allowed)
-    expected = torch.stack([seen_by_decoder.attentions[2][row, :, column] for row, column in enumerate(query.tolist())])
-    torch.testing.assert_close(rows, expected)
+    expected = [seen_by_decoder.attentions[2][item][:, columns] for item, columns in enumerate(query)]
+    torch.testing.assert_close(rows, torch.stack(expected))
 
 
 def test_one_row_of_positions_serves_all_rows(decoder):
@@ -174,7 +175,7 @@ def test_one_row_of_positions_serves_all_rows(decoder):
     one = decoder.rotary_emb(hidden, torch.arange(9).unsqueeze(0))
     each = decoder.rotary_emb(hidden, torch.arange(9).expand(3, -1))
     assert one[0].shape[0] == 1
-    query = torch.tensor([8, 5, 8])
+    query = torch.tensor([[8], [5], [8]])
     rows = prompt_rows(decoder.layers[1], hidden, query, one, None)
     assert torch.equal(rows, prompt_rows(decoder.layers[1], hidden, query, each, None))
 
@@ -183,32 +184,32 @@ def eager_row(decoder, hidden, rotary):
     """The last row of layer 1's own eager attention, every key allowed."""
     layer = decoder.layers[1]
     _, weights = layer.self_attn(layer.input_layernorm(hidden), position_embeddings=rotary, attention_mask=None)
-    return weights[:, :, -1]
+    return weights[:, :, -1:]
 
 
 def test_nothing_is_masked_where_all_is_allowed(decoder):
     hidden = random_states(2, 9, decoder.config.hidden_size)
     rotary = decoder.rotary_emb(hidden, torch.tensor([[0, 1, 2, 3, 9, 10, 20, 21, 30]]))  # gaps, as after pruning
-    rows = prompt_rows(decoder.layers[1], hidden, torch.tensor([8, 8]), rotary, None)
+    rows = prompt_rows(decoder.layers[1], hidden, LAST, rotary, None)
     torch.testing.assert_close(rows, eager_row(decoder, hidden, rotary))
-    all_allowed = torch.ones(2, 9, dtype=torch.bool)
-    assert torch.equal(rows, prompt_rows(decoder.layers[1], hidden, torch.tensor([8, 8]), rotary, all_allowed))
+    all_allowed = torch.ones(2, 1, 9, dtype=torch.bool)
+    assert torch.equal(rows, prompt_rows(decoder.layers[1], hidden, LAST, rotary, all_allowed))
 
 
 def test_without_a_rotary_embedding_positions_do_not_matter(decoder):
     hidden = random_states(2, 9, decoder.config.hidden_size)
     nowhere = decoder.rotary_emb(hidden, torch.zeros(1, 9, dtype=torch.long))
-    rows = prompt_rows(decoder.layers[1], hidden, torch.tensor([8, 8]), None, None)
+    rows = prompt_rows(decoder.layers[1], hidden, LAST, None, None)
     torch.testing.assert_close(rows, eager_row(decoder, hidden, nowhere))
     somewhere = decoder.rotary_emb(hidden, torch.arange(9).unsqueeze(0))
-    assert (rows - prompt_rows(decoder.layers[1], hidden, torch.tensor([8, 8]), somewhere, None)).abs().max() > 0.01
+    assert (rows - prompt_rows(decoder.layers[1], hidden, LAST, somewhere, None)).abs().max() > 0.01
 
 
 def test_the_rows_of_a_prompt_make_no_map(decoder):
     length, width = 300, decoder.config.hidden_size
     hidden = random_states(2, length, width)
     rotary = decoder.rotary_emb(hidden, torch.arange(length).unsqueeze(0))
-    query, allowed = torch.tensor([299, 250]), torch.ones(2, length, dtype=torch.bool)
+    query, allowed = torch.tensor([[299], [250]]), torch.ones(2, 1, length, dtype=torch.bool)
     with torch.no_grad(), Largest() as largest:
         prompt_rows(decoder.layers[0], hidden, query, rotary, allowed)
     assert 0 < largest.numel <= 2 * length * width
@@ -218,9 +219,9 @@ def test_shapes_are_known_without_the_data(decoder):
     layer = LlamaModel._from_config(decoder.config).layers[0].to("meta")  # reading a value of a meta tensor is an error
     hidden = torch.empty(2, 9, decoder.config.hidden_size, device="meta")
     rotary = (torch.empty(1, 9, 8, device="meta"),) * 2
-    query = torch.empty(2, dtype=torch.long, device="meta")
-    rows = prompt_rows(layer, hidden, query, rotary, torch.empty(2, 9, dtype=torch.bool, device="meta"))
-    assert rows.shape == (2, decoder.config.num_attention_heads, 9)
+    query = torch.empty(2, 3, dtype=torch.long, device="meta")
+    rows = prompt_rows(layer, hidden, query, rotary, torch.empty(2, 3, 9, dtype=torch.bool, device="meta"))
+    assert rows.shape == (2, decoder.config.num_attention_heads, 3, 9)
 
 
 # ------------------------------------------------------------------------------------------------------- the parts
@@ -242,27 +243,32 @@ def row_by_hand(query, key, scale, allowed):
 @given(
     num_keys=st.integers(1, 3),
     group=st.integers(1, 3),
+    num_queries=st.integers(1, 3),
     length=st.integers(1, 7),
     scale=st.sampled_from([0.25, 1.0, 3.0]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
     masked=st.booleans(),
     seed=st.integers(0, 10**6),
 )
-def test_a_row_is_the_softmax_over_the_keys_that_are_allowed(num_keys, group, length, scale, dtype, masked, seed):
+def test_a_row_is_the_softmax_over_the_keys_that_are_allowed(
+    num_keys, group, num_queries, length, scale, dtype, masked, seed
+):
     generator = torch.Generator().manual_seed(seed)
-    query = torch.randn(2, num_keys * group, 1, 4, generator=generator).to(dtype)
+    query = torch.randn(2, num_keys * group, num_queries, 4, generator=generator).to(dtype)
     key = torch.randn(2, num_keys, length, 4, generator=generator).to(dtype)
-    allowed = torch.rand(2, length, generator=generator) < 0.6
-    allowed[:, seed % length] = True
-    row = attention_row(query, key, scale, allowed if masked else None)
+    allowed = torch.rand(2, num_queries, length, generator=generator) < 0.6
+    allowed[..., seed % length] = True
+    rows = attention_rows(query, key, scale, allowed if masked else None)
+    assert rows.shape == (2, num_keys * group, num_queries, length)
+    assert rows.dtype == torch.float32
     seen = (allowed if masked else torch.ones_like(allowed)).tolist()
-    expected = [
-        row_by_hand(query[view, :, 0].tolist(), key[view].tolist(), scale, keys) for view, keys in enumerate(seen)
-    ]
-    assert row.dtype == torch.float32
-    torch.testing.assert_close(row.double(), torch.tensor(expected, dtype=torch.float64), rtol=2e-6, atol=2e-7)
+    for view in range(2):
+        for asks in range(num_queries):
+            by_hand = row_by_hand(query[view, :, asks].tolist(), key[view].tolist(), scale, seen[view][asks])
+            expected = torch.tensor(by_hand, dtype=torch.float64)
+            torch.testing.assert_close(rows[view, :, asks].double(), expected, rtol=2e-6, atol=2e-7)
     if masked:
-        assert (row.masked_select(~allowed.unsqueeze(1)) == 0).all()
+        assert (rows.masked_select(~allowed.unsqueeze(1)) == 0).all()
 
 
 @quick
