@@ -6,6 +6,7 @@ from typing import Literal, Optional
 
 import numpy as np
 import pytest
+from helpers import tiny_llava
 
 import vscan
 from vscan.api import Reduction
@@ -15,9 +16,18 @@ from vscan.methods import METHODS, make_method, method_class, method_fields
 from vscan.methods.base import Method
 
 
+@pytest.fixture(scope="module")
+def model():
+    return tiny_llava(vision_layers=8)
+
+
 def described(fields) -> list[tuple]:
+    """What is known of each; `Optional[...]` is how Python prints an annotation that a file spells `... | None`."""
+    annotations = [each.annotation.replace("typing.", "") for each in fields]
+    annotations = [re.sub(r"^Optional\[(.*)\]$", r"\1 | None", each) for each in annotations]
     return [
-        (each.name, each.annotation.removeprefix("typing."), each.default, each.help, each.expected) for each in fields
+        (each.name, annotation, each.default, each.help, each.expected)
+        for each, annotation in zip(fields, annotations, strict=True)
     ]
 
 
@@ -62,7 +72,7 @@ def test_names_that_reduce_has_taken_are_refused(name, monkeypatch):
 def test_the_keywords_of_reduce_are_reserved():
     keywords = {"model", "method", "visual_tokens", "layers", "positions"}
     assert keywords <= set(RESERVED)
-    assert set(vscan.api.apply.__annotations__) - {"return"} <= set(RESERVED)
+    assert set(vscan.api.apply.__annotations__) - {"return", "fields"} <= set(RESERVED)
 
 
 # ---------------------------------------------------------------------------------------------------------- values
@@ -149,14 +159,15 @@ def test_another_value_is_refused_in_words(annotation, value, message):
     ],
 )
 @pytest.mark.parametrize("of_checkpoint", [False, True], ids=["asked for", "of a checkpoint"])
-def test_a_reduction_refuses_it_wherever_it_comes_from(method, fields, message, of_checkpoint):
+def test_a_reduction_refuses_it_wherever_it_comes_from(model, method, fields, message, of_checkpoint, monkeypatch):
     config = ReductionConfig(method, 8, fields={} if of_checkpoint else fields)
+    monkeypatch.setattr(model.config, "reduction", {method: fields if of_checkpoint else {}}, raising=False)
     with pytest.raises(ValueError, match="^" + re.escape(message)):
-        Reduction(config, fields if of_checkpoint else None)
+        Reduction(model, config)
 
 
-def test_numbers_of_numpy_are_hyper_parameters():
-    method = Reduction(ReductionConfig("vscan", 8, fields={"window": np.int64(4), "global_share": 1})).method
+def test_numbers_of_numpy_are_hyper_parameters(model):
+    method = Reduction(model, ReductionConfig("vscan", 8, fields={"window": np.int64(4), "global_share": 1})).method
     assert (method.window, method.global_share) == (4, 1.0)
     assert (type(method.window), type(method.global_share)) == (int, float)
 
