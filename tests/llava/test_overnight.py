@@ -5,13 +5,13 @@ import json
 import pickle
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from two_ranks import by_fork, by_torchrun
 
 from benchmarks.kills import kill_again_and_again
 from llava.eval.model_vqa_loader import main
@@ -73,29 +73,30 @@ def break_image(file):
 # ------------------------------------------------------------------------------------------------------------ kills
 
 
-def test_five_kills_lose_double_and_recompute_nothing(tmp_path):
-    counts = kill_again_and_again(tmp_path, kills=5)
-    assert counts["kills"] == 5
+@pytest.mark.parametrize("kills", [2, pytest.param(5, marks=pytest.mark.slow)])
+def test_kills_lose_double_and_recompute_nothing(tmp_path, kills):
+    counts = kill_again_and_again(tmp_path, kills)
+    assert counts["kills"] == kills
     assert counts["amid rows"] > 0
 
 
 # ------------------------------------------------------------------------------------------------ several processes
 
 
-def test_two_processes_write_the_file_of_one_also_after_one_of_them_failed(checkpoint, data):
+@pytest.mark.parametrize("start", [by_fork, pytest.param(by_torchrun, marks=pytest.mark.slow)])
+def test_two_processes_write_the_file_of_one_also_after_one_of_them_failed(checkpoint, data, start):
     main(flags(checkpoint, data, data / "one.jsonl"))
     whole = break_image(data / "5.png")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
-    command += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", "-m", "llava.eval.model_vqa_loader"]
-    command += flags(checkpoint, data, data / "two.jsonl")
-    failed = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = "llava.eval.model_vqa_loader", flags(checkpoint, data, data / "two.jsonl")
+    failed = start(*command, data / "failed")
     assert failed.returncode != 0
     assert "error: row 5, question 2: expected a complete image file" in failed.stderr
     kept = [line for part in data.glob("two.jsonl.rank?of2") for line in part.read_text().splitlines()]
     assert len(kept) >= 2  # rows 3 and 4, and those of the other process that were ready in time
 
     (data / "5.png").write_bytes(whole)
-    subprocess.run(command, capture_output=True, text=True, check=True)
+    done = start(*command, data / "done")
+    assert done.returncode == 0, done.stderr
     one, two = read(data / "one.jsonl"), read(data / "two.jsonl")
     assert [{**row, "answer_id": None} for row in two] == [{**row, "answer_id": None} for row in one]
     assert set(kept) <= set((data / "two.jsonl").read_text().splitlines())
