@@ -87,9 +87,9 @@ def evaluate(
             that lacks some.
 
     Raises:
-        ValueError: for some questions without answers, or all of them and no dense cell; for two cells of one name,
-            or a folder that was begun with other
-            questions or another record, before anything is answered; and whatever `answer` raises.
+        ValueError: for some questions without answers, or all of them and no dense cell; for two cells of one name, or
+            a folder that was begun with other questions or another record, before anything is answered; and whatever
+            `answer` raises.
     """
     check_answers(questions)
     dense = next((cell for cell in cells if cell.reduction is None), None)

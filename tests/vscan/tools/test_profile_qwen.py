@@ -3,6 +3,7 @@
 import pytest
 import torch
 from qwen_helpers import END, IMAGE_TOKEN, START, tiny_qwen
+from tiny_qwen import build_checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from vscan.compat import cache_of
@@ -180,6 +181,28 @@ def test_the_command_prints_one_table_of_a_cut_model(small, capsys):
     assert lines[3][7] == f"{decoder_flops([18 + 3, 7], 256, 64) / 1e9:.4g} G"
     assert lines[7][-2] == "scores+selection+merging/tower of 32 blocks"
     assert [line[0] for line in lines[-2:]] == ["0.5", "0.25"]
+
+
+def test_the_command_prints_one_table_of_a_checkpoint(tmp_path, capsys):
+    build_checkpoint(tmp_path / "tiny-qwen")
+    flags = [
+        "--model-path",
+        str(tmp_path / "tiny-qwen"),
+        "--image-size",
+        "112x168",
+        "--average",
+        "0.3",
+        "--device",
+        "cpu",
+    ]
+    main([*flags, "--rounds", "1", "--new-tokens", "1", "--threads", "1"])
+    shown = capsys.readouterr().out
+    assert "6 of 6 decoder layers, vscan, torch.float32, sdpa, batch 1, 24 visual and 65 text tokens" in shown
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in shown.splitlines() if line[:1] == "|"]
+    assert [line[0] for line in lines[2:5]] == ["dense", "reduced 0.3", "floor 0.3"]
+    assert lines[3][7] == f"{decoder_flops([10] * 3 + [3] * 3, 64, 128) / 1e9:.4g} G"
+    with pytest.raises(ValueError, match=r"^--vision-layers: expected none beside --model-path, got 8$"):
+        main([*flags, "--vision-layers", "8"])
 
 
 @pytest.mark.parametrize(
