@@ -222,7 +222,9 @@ class Prefill:
         self.whole, self.planned = stages[0], {stage.start: stage for stage in stages[1:]}
         self.starts = {0, *self.planned}
         self.entry, self.memory, self.before = None, {}, None
-        positions = self.segment.positions
+        positions, valid = self.segment.positions, self.segment.valid
+        if valid is not None:
+            positions = positions.masked_fill(~valid, -1)  # padding may have any
         following = positions.amax(dim=(0, 2) if positions.ndim == 3 else 1).unsqueeze(-1) + 1
         self.state = PromptState(hidden.shape[1], following, [])
         if cache is not None:
