@@ -13,12 +13,12 @@ RUNS = [
     pytest.param("llava/l4_16_t64", marks=pytest.mark.slow),  # the flags of the first, other numbers
     "llava/vision_only_t96",
     "llava/dense_none",
-    "llava/dense_empty",
+    pytest.param("llava/dense_empty", marks=pytest.mark.slow),  # the one before it, by lists without layers
     "llava/l4_32_t96_chunk3_0",
     pytest.param("llava/l4_32_t96_chunk3_1", marks=pytest.mark.slow),  # between the ends, which the others are
     "llava/l4_32_t96_chunk3_2",
     "vp/t128_r050",
-    "vp/t64_r075",
+    pytest.param("vp/t64_r075", marks=pytest.mark.slow),  # as the one before it, other numbers
     "vp/t96_r100",
 ]
 
