@@ -4,12 +4,12 @@ import json
 import os
 import random
 import shutil
-import subprocess
 import sys
 
 import pytest
 import sentencepiece
 import torch
+from pairwise import pairwise
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -32,8 +32,9 @@ from llava.model.convert import main
 from llava.model.multimodal_encoder.builder import PREFIX
 from llava.tokenizer import load_tokenizer
 from playground.tiny import TEXT, build_checkpoint
+from vscan.eval.arguments import run_command
 
-PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]  # the square one is the dearest by far
 REDUCTION = {"vscan": {"local_layer": 3}}
 QUESTIONS = ["What is this?", "Is there a dog?\nAnswer the question using a single word or phrase.", "Où est le 猫 12?"]
 UDS = ["Answer▁the▁question▁using▁a▁single▁word▁or▁phrase.", "yes", "\n", "a user"]
@@ -89,7 +90,8 @@ def build(folder, version, kind, tower):
     change(folder, reduction=REDUCTION)
     extra = {}
     if version == "1.6":
-        change(folder, image_aspect_ratio="anyres", mm_patch_merge_type="spatial_unpad", image_grid_pinpoints=PINPOINTS)
+        pinpoints = PINPOINTS if tower == "inside" else PINPOINTS[:2]
+        change(folder, image_aspect_ratio="anyres", mm_patch_merge_type="spatial_unpad", image_grid_pinpoints=pinpoints)
         extra = {"model.image_newline": torch.randn(64, generator=torch.Generator().manual_seed(1))}
     rewrite(folder, kind, tower == "inside", extra)
     if tower == "beside":
@@ -146,7 +148,7 @@ def without_bytes(model):
     return model
 
 
-def answers(folder, pictures, reduced, num_new=8):
+def answers(folder, pictures, reduced, num_new=5):
     """Answers to the questions by the commands' own path, and the logits of the last one's prompt."""
     tokenizer, model, processor, _ = load_pretrained_model(str(folder), device="cpu")
     without_bytes(model)
@@ -199,6 +201,8 @@ def test_stock_model_and_processor_give_the_logits_and_answers_of_the_original(p
             expected, got = original(ids, **given).logits, model(**inputs).logits
         torch.testing.assert_close(got[..., :vocab_size], expected, atol=1e-5, rtol=1e-5)
         assert got[..., vocab_size:].amax(-1).lt(expected.amax(-1)).all(), "a new token would be the likeliest"
+        if number != 1:
+            continue
         options = {"do_sample": False, "max_new_tokens": 8}
         new = model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
         assert new.tolist() == original.generate(ids, **given, **options).tolist()
@@ -318,10 +322,10 @@ def texts(number, seed=0):
     return QUESTIONS + ["".join(chance.choices(parts, k=chance.randrange(8))) for _ in range(number)]
 
 
-@pytest.mark.parametrize("legacy", [False, True])
-@pytest.mark.parametrize("user_defined", [[], UDS], ids=["", "user-defined pieces"])
-@pytest.mark.parametrize("rule", ["identity", "nmt_nfkc"])
-@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+@pytest.mark.parametrize(
+    ("kind", "rule", "user_defined", "legacy"),
+    pairwise(["bpe", "unigram"], ["identity", "nmt_nfkc"], [[], UDS], [False, True]),
+)
 def test_the_ids_are_those_of_sentencepiece(copy, tmp_path, kind, rule, user_defined, legacy):
     train_tokenizer(copy, kind, rule, user_defined)
     settings = json.loads((copy / "tokenizer_config.json").read_text())
@@ -334,7 +338,7 @@ def test_the_ids_are_those_of_sentencepiece(copy, tmp_path, kind, rule, user_def
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
     convert(copy, tmp_path / "converted")
     original, stock = load_tokenizer(copy), AutoTokenizer.from_pretrained(tmp_path / "converted")
-    for text in texts(600):
+    for text in texts(300):
         assert stock(text).input_ids == original(text).input_ids, repr(text)
         plain = not any(mark in text for mark in ("</s>", "<unk>"))
         if plain and (legacy or rule == "identity"):  # elsewhere `llava.tokenizer` has ids of its own
@@ -414,16 +418,18 @@ def test_what_is_there_is_not_touched_but_an_empty_folder_and_leftovers_are_used
     assert not list((tmp_path / "empty").glob("shard-*"))
 
 
-def test_the_command_says_what_it_does_and_what_is_wrong(small, tmp_path, capsys):
+def test_the_command_says_what_it_does_and_what_is_wrong(small, tmp_path, monkeypatch, capsys):
     main([str(small), str(tmp_path / "converted")])
     out = capsys.readouterr().out
     assert "shard 1: 214 tensors, 0.00 GB, 100% done" in out
-    command = [sys.executable, "-m", "llava.model.convert", str(tmp_path / "converted"), str(tmp_path / "again")]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode == 2
-    assert run.stderr.startswith("error: SRC ")
-    assert "mm_vision_tower: expected 'a vision tower (the original format)', got None" in run.stderr
-    assert run.stderr.count("\n") == 1
+    monkeypatch.setattr(sys, "argv", ["convert", str(tmp_path / "converted"), str(tmp_path / "again")])
+    with pytest.raises(SystemExit) as caught:
+        run_command(main)
+    error = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert error.startswith("error: SRC ")
+    assert "mm_vision_tower: expected 'a vision tower (the original format)', got None" in error
+    assert error.count("\n") == 1
     assert sorted(os.listdir(tmp_path)) == ["converted"]
 
 
