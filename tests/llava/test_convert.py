@@ -155,6 +155,8 @@ def answers(folder, pictures, reduced, num_new=5):
     applied = vscan.apply(model, "vscan", 96, {4: 32}) if reduced else None
     prepare = Preparation.of(model, tokenizer, processor, str(pictures), "vicuna_v1", reduction=applied)
     questions = [{"text": text, "image": f"{number}.png"} for number, text in enumerate(QUESTIONS)]
+    if not reduced:
+        del questions[0]  # the square picture, of the most views; the logits are compared for it
     answering = Answering(tokenizer, model, applied, do_sample=False, max_new_tokens=num_new)
     prompts = [prepare(question) for question in questions]
     if applied is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import to_hugging_face
+from pairwise import pairwise
 from PIL import Image
 
 from llava.eval.model_vqa_loader import main
@@ -25,13 +26,13 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def hugging_face(checkpoint):
+def hugging_face(checkpoint, tmp_path_factory):
     """The same weights in the Hugging Face format, with one more token for the image."""
     original = load_model(checkpoint, device="cpu")
     image_token = original.config.vocab_size
     original.resize_token_embeddings(image_token + 1, mean_resizing=False)
     original.lm_head.weight.data[image_token] = 0
-    folder = checkpoint.parent / "tiny-llava-hf"
+    folder = tmp_path_factory.mktemp("models") / "tiny-llava-hf"
     to_hugging_face(original, image_token).save_pretrained(folder)
     for name in ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"):
         (folder / name).write_bytes((checkpoint / name).read_bytes())
@@ -98,13 +99,15 @@ def test_rows_have_the_published_keys_and_stats_lie_beside(reduced, data):
     assert config == {"method": "vscan", "visual_tokens": 96, "layers": [[4, 32]], "positions": "auto"}
 
 
-@pytest.mark.parametrize("more", [["--batch-size", "3"], ["--batch-size", "16"], ["--num-workers", "2"]])
+@pytest.mark.parametrize("more", [["--batch-size", "3", "--num-workers", "2"], ["--batch-size", "16"]])
 def test_batches_and_worker_processes_change_no_answer(checkpoint, data, reduced, tmp_path, more):
     assert answer(checkpoint, data, tmp_path / "a.jsonl", *REDUCED, *more) == reduced[0]
 
 
-@pytest.mark.parametrize("batch_size", ["1", "4"])
-@pytest.mark.parametrize("setting", ["dense", "vscan", "fastervlm", "random", "downsample"])
+@pytest.mark.parametrize(
+    ("setting", "batch_size"),
+    pairwise(["dense", "vscan", "fastervlm", "random", "downsample"], ["4", "1"], together=1),
+)
 def test_both_formats_give_the_same_answers(checkpoint, hugging_face, data, tmp_path, setting, batch_size):
     more = {
         "dense": [],
@@ -221,13 +224,15 @@ def test_missing_files_are_named_before_a_model_is_loaded(checkpoint, data, tmp_
         run("--question-file", tmp_path / "bad.jsonl")
 
 
-@pytest.mark.parametrize("batch_size", ["1", "3"])
-def test_a_truncated_image_is_named_and_the_rows_before_it_are_kept(checkpoint, data, reduced, tmp_path, batch_size):
+@pytest.mark.parametrize(("batch_size", "num_workers"), [("1", "0"), ("3", "1")])
+def test_a_truncated_image_is_named_and_the_rows_before_it_are_kept(
+    checkpoint, data, reduced, tmp_path, batch_size, num_workers
+):
     for file in data.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     whole = (tmp_path / "2.png").read_bytes()
     (tmp_path / "2.png").write_bytes(whole[: len(whole) // 2])
-    more = [*REDUCED, "--batch-size", batch_size, "--num-workers", "1"]
+    more = [*REDUCED, "--batch-size", batch_size, "--num-workers", num_workers]
     with pytest.raises(ValueError, match=r"question 1: .*2\.png"):
         main(flags(checkpoint, tmp_path, tmp_path / "a.jsonl", *more))
     assert [row["text"] for row in read(tmp_path / "a.jsonl")] == reduced[0][:2]

@@ -86,9 +86,9 @@ def answers_of(loaded, folder, reduction, shares, **generation):
 # pruned in the decoder alone.
 CASES = {
     "original": {"dense", "vscan", "fastervlm"},
-    "stock": {"dense", "vscan", "random"},
+    "stock": {"dense", "vscan", "decoder only", "random"},
     "original next": {"vscan", "decoder only", "downsample"},
-    "stock next": {"vscan", "decoder only", "fastervlm"},
+    "stock next": {"vscan", "fastervlm"},
 }
 
 
