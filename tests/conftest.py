@@ -50,9 +50,9 @@ def golden() -> Path:
     return GOLDEN
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory) -> Path:
-    """A checkpoint in the original format with random weights, alone in its folder; a new one for every test file."""
+    """A checkpoint in the original format with random weights; tests that change one copy it."""
     from playground.tiny import build_checkpoint
 
     folder = tmp_path_factory.mktemp("models") / "tiny-llava"
