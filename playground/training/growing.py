@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vscan.compat import projections
+
 from ..scenes.world import GRID
 from .decoder import Decoder, collate, evaluate
 from .export import load_exported
@@ -31,16 +33,17 @@ assert sum(THIN_LAYERS[: TINY.named_after]) == DEEP.named_after
 @torch.no_grad()
 def take_apart(layer: nn.Module, thin: list[nn.Module]) -> None:
     """Give the parts of a decoder layer to two or more new ones with half its feed-forward part."""
-    old, head_dim = layer.self_attn, layer.self_attn.head_dim
-    num_heads = old.q_proj.out_features // head_dim
+    of_old, old = projections(layer), layer.self_attn
+    head_dim = of_old.head_dim
+    num_heads = of_old.query.out_features // head_dim
     heads = [*np.array_split(np.arange(num_heads), len(thin) - 1), np.array([], int)]
     for index, (part, mine) in enumerate(zip(thin, heads, strict=True)):
-        part.input_layernorm.load_state_dict(layer.input_layernorm.state_dict())
+        of_new, new = projections(part), part.self_attn
+        of_new.norm.load_state_dict(of_old.norm.state_dict())
         part.post_attention_layernorm.load_state_dict(layer.post_attention_layernorm.state_dict())
-        new = part.self_attn
         rows = torch.from_numpy((mine[:, None] * head_dim + np.arange(head_dim)).reshape(-1))
-        for name in ("q_proj", "k_proj", "v_proj"):
-            getattr(new, name).weight[rows] = getattr(old, name).weight[rows]
+        for made, given in ((of_new.query, of_old.query), (of_new.key, of_old.key), (new.v_proj, old.v_proj)):
+            made.weight[rows] = given.weight[rows]
         new.o_proj.weight.zero_()
         new.o_proj.weight[:, rows] = old.o_proj.weight[:, rows]
         part.mlp.down_proj.weight.zero_()
