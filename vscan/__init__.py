@@ -4,12 +4,12 @@
         output = model.generate(**inputs, max_new_tokens=32)
     print(reduction.stats())
 
-Rooms: `config` (what to reduce), `scan` and `merge` (which tokens stay, where the others go), `attention` (the few
-attention rows that are needed), `received` (attention received, where there is no [CLS]), `decoder` (the loop whose
-prompt gets shorter), `prompt`, `masks` and `cache` (what is known of that prompt, and the KV cache that it hangs on),
-`methods` (one file a method), `models` (what differs per model), `api` (reduce, apply), `flops`, `eval` (question files
-in, answers out). `compat` holds every name that transformers does not promise to keep; `signatures`, `selftest` and
-`guards` check that it does what is relied on, `oracle` and `selfcheck` at length.
+Rooms: `api` (what a user says: reduce, apply), `config` and `stats`; `plan` (what is known before a prompt runs),
+`decoder` (the loop whose prompt gets shorter), `prompt`, `masks` and `cache` (what is known of that prompt, and the KV
+cache that it hangs on); `select` (which tokens stay and where the others go: tensors in, tensors out), `methods` (one
+file a method), `models` (one file a model); `io` (checkpoints, pictures, ranks), `eval` (question files in, answers
+out), `tools` (compare, plot, profile, selfcheck). `compat` holds every name that transformers does not promise to keep;
+`checks` looks whether it does what is relied on.
 
 Names resolve on first use, so that `vscan.config`, `vscan.flops` and `vscan.eval` work before torch is imported.
 """
