@@ -4,14 +4,15 @@ import json
 import os
 import random
 import shutil
-import subprocess
-import sys
 
 import pytest
 import sentencepiece
 import torch
+from pairwise import pairwise
 from PIL import Image, ImageDraw
+from run_helpers import error_of
 from safetensors.torch import load_file, save_file
+from small_tower import make_tower_small
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -36,7 +37,7 @@ from playground.tiny import TEXT, build_checkpoint
 PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 REDUCTION = {"vscan": {"local_layer": 3}}
 QUESTIONS = ["What is this?", "Is there a dog?\nAnswer the question using a single word or phrase.", "Où est le 猫 12?"]
-UDS = ["Answer▁the▁question▁using▁a▁single▁word▁or▁phrase.", "yes", "\n", "a user"]
+UDS = ("Answer▁the▁question▁using▁a▁single▁word▁or▁phrase.", "yes", "\n", "a user")
 
 
 def change(folder, **values):
@@ -53,7 +54,7 @@ def train_tokenizer(folder, kind="bpe", rule="identity", user_defined=()):
         vocab_size=350 if kind == "unigram" else 400,
         byte_fallback=True,
         hard_vocab_limit=False,
-        user_defined_symbols=user_defined,
+        user_defined_symbols=list(user_defined),
         normalization_rule_name=rule,
         remove_extra_whitespaces=rule != "identity",
         minloglevel=2,
@@ -85,6 +86,7 @@ def rewrite(folder, kind, tower_inside, extra):
 def build(folder, version, kind, tower):
     """A tiny checkpoint of LLaVA "1.5" or "1.6" with its tower "inside" its weights, or "beside" its folder."""
     build_checkpoint(folder)
+    make_tower_small(folder)
     train_tokenizer(folder)
     change(folder, reduction=REDUCTION)
     extra = {}
@@ -112,7 +114,7 @@ def pair(request, tmp_path_factory):
     """Two folders: an original checkpoint and what it was converted to, in several shards."""
     src = build(tmp_path_factory.mktemp("models") / "original", *request.param)
     dst = src.parent / "converted"
-    convert(src, dst, shard_bytes=300_000)
+    convert(src, dst, shard_bytes=500_000)
     return src, dst
 
 
@@ -214,7 +216,7 @@ def test_weights_are_copied_in_shards_that_the_index_names(pair):
     stored = {name: value for file in files for name, value in load_file(pair[1] / file).items()}
     assert sum(value.numel() * 4 for value in stored.values()) == index["metadata"]["total_size"]
     sizes = [(pair[1] / file).stat().st_size for file in files]
-    assert max(sizes) < 300_000 + 20_000, "with its header"
+    assert max(sizes) < 500_000 + 20_000, "with its header"
     model = stock(pair[1])[0]
     config = model.config
     rows, image = config.text_config.vocab_size, config.image_token_id
@@ -287,7 +289,7 @@ def test_the_chat_template_is_vicuna_v1(small, tmp_path):
     tokenize = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
     inputs = processor.apply_chat_template(messages, **tokenize)
     ids = tokenizer_image_token(longer, load_tokenizer(small))
-    expected = expand_image_tokens(ids, processor.tokenizer.convert_tokens_to_ids("<image>"), 576)
+    expected = expand_image_tokens(ids, processor.tokenizer.convert_tokens_to_ids("<image>"), 144)
     assert inputs["input_ids"][0].tolist() == expected
 
 
@@ -318,10 +320,10 @@ def texts(number, seed=0):
     return QUESTIONS + ["".join(chance.choices(parts, k=chance.randrange(8))) for _ in range(number)]
 
 
-@pytest.mark.parametrize("legacy", [False, True])
-@pytest.mark.parametrize("user_defined", [[], UDS], ids=["", "user-defined pieces"])
-@pytest.mark.parametrize("rule", ["identity", "nmt_nfkc"])
-@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+@pytest.mark.parametrize(
+    ("kind", "rule", "user_defined", "legacy"),
+    pairwise(["bpe", "unigram"], ["identity", "nmt_nfkc"], [(), UDS], [False, True]),
+)
 def test_the_ids_are_those_of_sentencepiece(copy, tmp_path, kind, rule, user_defined, legacy):
     train_tokenizer(copy, kind, rule, user_defined)
     settings = json.loads((copy / "tokenizer_config.json").read_text())
@@ -414,16 +416,13 @@ def test_what_is_there_is_not_touched_but_an_empty_folder_and_leftovers_are_used
     assert not list((tmp_path / "empty").glob("shard-*"))
 
 
-def test_the_command_says_what_it_does_and_what_is_wrong(small, tmp_path, capsys):
+def test_the_command_says_what_it_does_and_what_is_wrong(small, tmp_path, monkeypatch, capsys):
     main([str(small), str(tmp_path / "converted")])
     out = capsys.readouterr().out
     assert "shard 1: 214 tensors, 0.00 GB, 100% done" in out
-    command = [sys.executable, "-m", "llava.model.convert", str(tmp_path / "converted"), str(tmp_path / "again")]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode == 2
-    assert run.stderr.startswith("error: SRC ")
-    assert "mm_vision_tower: expected 'a vision tower (the original format)', got None" in run.stderr
-    assert run.stderr.count("\n") == 1
+    error = error_of(main, [str(tmp_path / "converted"), str(tmp_path / "again")], monkeypatch, capsys)
+    assert error.startswith("error: SRC ")
+    assert "mm_vision_tower: expected 'a vision tower (the original format)', got None" in error
     assert sorted(os.listdir(tmp_path)) == ["converted"]
 
 

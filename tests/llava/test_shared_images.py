@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import to_hugging_face
 from safetensors.torch import load_file, save_file
+from small_tower import make_tower_small
 
 import vscan
 from llava.eval.answering import Answering, Preparation, load_checked
@@ -17,11 +18,11 @@ TEXTS = ["What is this?", "How many shapes\nare there, and of which colours?", "
 SHOWN = ["a.png", "b.png", "a.png", None, "a.png"]
 REDUCTIONS = {
     "dense": None,
-    "vscan": {"visual_tokens": 96, "layers": {4: 32}},
-    "decoder only": {"layers": {4: 32}},
-    "fastervlm": {"method": "fastervlm", "visual_tokens": 64},
-    "random": {"method": "random", "visual_tokens": 64},
-    "downsample": {"method": "downsample", "visual_tokens": 64},
+    "vscan": {"visual_tokens": 24, "layers": {4: 8}},
+    "decoder only": {"layers": {4: 8}},
+    "fastervlm": {"method": "fastervlm", "visual_tokens": 16},
+    "random": {"method": "random", "visual_tokens": 16},
+    "downsample": {"method": "downsample", "visual_tokens": 16},
 }
 NEXT = {
     "image_aspect_ratio": "anyres",
@@ -37,6 +38,7 @@ def loaded(tmp_path_factory):
     models = {}
     for name, more in (("original", {}), ("original next", NEXT)):
         build_checkpoint(folder / name)
+        make_tower_small(folder / name)
         config = folder / name / "config.json"
         config.write_text(json.dumps(json.loads(config.read_text()) | more))
         if more:
@@ -94,7 +96,7 @@ def test_a_shared_picture_is_encoded_once_and_gives_the_same_answers_and_stats(l
     assert seen == [views[0] + views[1] if takes_features else sum(views)]
     assert len({answer.text for answer in apart}) > 2
     if setting == "vscan" and "next" not in name:
-        stages = [[[0, 96], [4, 32]]] * 5
+        stages = [[[0, 24], [4, 8]]] * 5
         stages[3] = [[0, 0]]
         assert [answer.stats["stages"] for answer in shared] == stages
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from two_processes import STARTS, run_two
 
 from playground.tiny import draw
 from qwen.eval.model_vqa_loader import main
@@ -137,11 +138,11 @@ def test_an_interrupted_run_goes_on_where_it_stopped(qwen_checkpoint, data, redu
     assert file.read_text().splitlines(keepends=True)[:cut] == lines[:cut]
 
 
-def test_two_processes_write_the_file_of_one(qwen_checkpoint, data, reduced, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
-    command += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", "-m", "qwen.eval.model_vqa_loader"]
-    command += flags(qwen_checkpoint, data, tmp_path / "a.jsonl", *REDUCED)
-    subprocess.run(command, capture_output=True, text=True, check=True)
+@pytest.mark.parametrize("start", STARTS)
+def test_two_processes_write_the_file_of_one(qwen_checkpoint, data, reduced, tmp_path, start):
+    command = flags(qwen_checkpoint, data, tmp_path / "a.jsonl", *REDUCED)
+    done = run_two(start, "qwen.eval.model_vqa_loader", command)
+    assert done.returncode == 0, done.stderr
     for name in ("a.jsonl", "a.jsonl.stats.jsonl"):
         assert without_time(read(tmp_path / name)) == without_time(read(reduced[1].with_name(name)))
     assert {file.name for file in tmp_path.glob("*")} == {"a.jsonl", "a.jsonl.run.json", "a.jsonl.stats.jsonl"}

@@ -1,11 +1,10 @@
 """RefCOCO end to end on a tiny random model: one process or two, stopped or not, and boxes mapped back by the grid."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from two_processes import STARTS, run_two
 
 from playground.tiny import draw
 from qwen.eval.test_refcoco import main, make_parser
@@ -76,10 +75,10 @@ def test_one_process_writes_answers_results_and_scores(one, capsys):
     assert (record["split"], record["max_pixels"]) == ("refcoco_val", 12845056)  # the checkpoint's own
 
 
-def test_two_gloo_processes_write_the_files_of_one(qwen_checkpoint, data, one, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
-    command += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", "-m", "qwen.eval.test_refcoco"]
-    done = subprocess.run(command + flags(qwen_checkpoint, data, tmp_path), capture_output=True, text=True, check=True)
+@pytest.mark.parametrize("start", STARTS)
+def test_two_gloo_processes_write_the_files_of_one(qwen_checkpoint, data, one, tmp_path, start):
+    done = run_two(start, "qwen.eval.test_refcoco", flags(qwen_checkpoint, data, tmp_path))
+    assert done.returncode == 0, done.stderr
     for name in RESULTS:
         assert (tmp_path / name).read_bytes() == (one / name).read_bytes()
     assert {file.name for file in tmp_path.iterdir()} == {file.name for file in one.iterdir()}
