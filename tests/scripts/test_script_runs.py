@@ -1,6 +1,8 @@
 """Scripts that run to the end: a model of another depth than the published ones, a synthetic folder, a score."""
 
+import importlib
 import json
+import shlex
 
 import eval_folders
 import pytest
@@ -10,6 +12,18 @@ from script_helpers import ROOT, bash, script_of
 EMBEDDED = ROOT / "playground" / "models"
 
 
+def run_here(lines):
+    """Run the commands that a dry run printed, in this process."""
+    for line in lines:
+        _, module, *words = shlex.split(line)
+        if module == "-m":
+            module, *words = words
+        module = module.removesuffix(".py").replace("/", ".")
+        importlib.import_module("vscan.eval.__main__" if module == "vscan.eval" else module).main(words)
+
+
+# One script that is a process of its own to the end, on two of them, is in tests/llava/test_round_trip.py.
+@pytest.mark.parametrize("apart", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["here", "apart"])
 @pytest.mark.parametrize(
     ("family", "layers"),
     [
@@ -18,7 +32,7 @@ EMBEDDED = ROOT / "playground" / "models"
         ("v1_5", [0]),
     ],
 )
-def test_a_script_answers_and_scores_with_a_small_model(tmp_path, family, layers):
+def test_a_script_answers_and_scores_with_a_small_model(tmp_path, monkeypatch, family, layers, apart):
     data, models, out = tmp_path / "my data", EMBEDDED, tmp_path / "out"
     eval_folders.pope(data / "pope", ["yes", "no"] * 3)
     if family == "qwen2_5_vl":
@@ -26,8 +40,11 @@ def test_a_script_answers_and_scores_with_a_small_model(tmp_path, family, layers
         tiny_qwen.build_checkpoint(models / "tiny-llava")
     arguments = ["64", "0.75"] if family == "v1_5" else []
     places = {"DATA": data, "MODELS": models, "MODEL": "tiny-llava", "OUT": out, "LIMIT": 2, "OMP_NUM_THREADS": 1}
-    done = bash(ROOT, script_of(family, "pope"), *arguments, **places, PYTHON="python")
+    monkeypatch.chdir(ROOT)
+    done = bash(ROOT, script_of(family, "pope"), *arguments, **places, PYTHON="python", DRY="" if apart else 1)
     assert done.returncode == 0, done.stderr
+    if not apart:
+        run_here(done.stdout.splitlines())
     (run,) = (out / family / "pope").iterdir()
     assert json.loads((run / "scores.json").read_text())["num_questions"] == 2
     rows = [json.loads(line) for line in (run / "answers.jsonl.stats.jsonl").read_text().splitlines()]
