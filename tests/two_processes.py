@@ -13,7 +13,7 @@ import pytest
 
 from vscan.eval.guard import run_command
 
-# The scripts' round trip goes through torchrun in the default run too.
+# What torchrun adds is its own imports and flags; tests/script_helpers.py has its parser read those of the scripts.
 STARTS = ["forks", pytest.param("torchrun", marks=pytest.mark.slow)]
 SECONDS = 300  # after which processes that wait for each other have failed
 
@@ -38,7 +38,8 @@ def run_two(start: str, module: str, argv: list[str]) -> subprocess.CompletedPro
 
 
 def _fork(module: str, argv: list[str], folder: Path) -> subprocess.CompletedProcess:
-    importlib.import_module(module)
+    for name in (module, "llava.eval.answering" if module.startswith("llava") else "qwen.eval.answering"):
+        importlib.import_module(name)
     with socket.create_server(("localhost", 0)) as server:
         port = server.getsockname()[1]
     files = [[folder / f"{stream}.rank{rank}" for stream in ("stdout", "stderr")] for rank in range(2)]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import to_hugging_face
+from pairwise import pairwise
 from PIL import Image
 
 from llava.eval.model_vqa_loader import main
@@ -108,8 +109,9 @@ def test_batches_and_worker_processes_change_no_answer(checkpoint, data, reduced
     assert answer(checkpoint, data, tmp_path / "a.jsonl", *REDUCED, *more) == reduced[0]
 
 
-@pytest.mark.parametrize("batch_size", ["1", "4"])
-@pytest.mark.parametrize("setting", ["dense", "vscan", "fastervlm", "random", "downsample"])
+@pytest.mark.parametrize(
+    ("setting", "batch_size"), pairwise(["dense", "vscan", "fastervlm", "random", "downsample"], ["4", "1"], together=1)
+)
 def test_both_formats_give_the_same_answers(checkpoint, hugging_face, data, tmp_path, setting, batch_size):
     more = {
         "dense": [],

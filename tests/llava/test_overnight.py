@@ -84,6 +84,7 @@ def break_image(file):
 def starts(request, monkeypatch):
     """Forks of the test have its imports, a smaller model and shorter answers; the fork server is the benchmark's."""
     if request.param == "forks":
+        importlib.import_module("llava.eval.answering")
         build = tiny.build_checkpoint
         monkeypatch.setattr(tiny, "build_checkpoint", lambda folder: (build(folder), make_tower_small(folder)))
         fork = multiprocessing.get_context("fork")

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers import to_hugging_face
+from pairwise import pairwise
 from safetensors.torch import load_file, save_file
 from small_tower import make_tower_small
 
@@ -83,10 +84,12 @@ def answers_of(loaded, folder, reduction, shares, **generation):
             applied.remove()
 
 
-@pytest.mark.parametrize("setting", REDUCTIONS)
-@pytest.mark.parametrize("name", ["original", "stock", "original next", "stock next"])
-def test_a_shared_picture_is_encoded_once_and_gives_the_same_answers_and_stats(loaded, name, setting):
+@pytest.mark.parametrize(
+    ("format_name", "tiles", "setting"), pairwise(["original", "stock"], ["", " next"], REDUCTIONS)
+)
+def test_a_shared_picture_is_encoded_once_and_gives_the_same_answers_and_stats(loaded, format_name, tiles, setting):
     models, folder = loaded
+    name = format_name + tiles
     apart, seen_apart, views = answers_of(models[name], folder, REDUCTIONS[setting], shares=False)
     shared, seen, _ = answers_of(models[name], folder, REDUCTIONS[setting], shares=True)
     assert shared == apart

@@ -1,28 +1,15 @@
 """Scripts that run to the end: a model of another depth than the published ones, a synthetic folder, a score."""
 
-import importlib
 import json
-import shlex
 
 import eval_folders
 import pytest
 import tiny_qwen
-from script_helpers import ROOT, bash, script_of
+from script_helpers import ROOT, bash, run_here, script_of
 
 EMBEDDED = ROOT / "playground" / "models"
 
 
-def run_here(lines):
-    """Run the commands that a dry run printed, in this process."""
-    for line in lines:
-        _, module, *words = shlex.split(line)
-        if module == "-m":
-            module, *words = words
-        module = module.removesuffix(".py").replace("/", ".")
-        importlib.import_module("vscan.eval.__main__" if module == "vscan.eval" else module).main(words)
-
-
-# One script that is a process of its own to the end, on two of them, is in tests/llava/test_round_trip.py.
 @pytest.mark.parametrize("apart", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["here", "apart"])
 @pytest.mark.parametrize(
     ("family", "layers"),
@@ -44,7 +31,7 @@ def test_a_script_answers_and_scores_with_a_small_model(tmp_path, monkeypatch, f
     done = bash(ROOT, script_of(family, "pope"), *arguments, **places, PYTHON="python", DRY="" if apart else 1)
     assert done.returncode == 0, done.stderr
     if not apart:
-        run_here(done.stdout.splitlines())
+        run_here(done.stdout)
     (run,) = (out / family / "pope").iterdir()
     assert json.loads((run / "scores.json").read_text())["num_questions"] == 2
     rows = [json.loads(line) for line in (run / "answers.jsonl.stats.jsonl").read_text().splitlines()]
