@@ -128,7 +128,7 @@ def test_two_processes_write_the_file_of_one_also_after_one_of_them_failed(check
 # ---------------------------------------------------------------------------------------------------- broken images
 
 
-@pytest.mark.parametrize("batch_size", ["1", "3"])
+@pytest.mark.parametrize("batch_size", [pytest.param("1", marks=pytest.mark.slow), "3"])
 def test_broken_images_are_skipped_and_tried_again(checkpoint, data, monkeypatch, capsys, batch_size):
     main(flags(checkpoint, data, data / "whole.jsonl"))
     whole = break_image(data / "4.png")

@@ -17,9 +17,22 @@ def test_every_script_is_there_and_is_bash(project):
     assert {len((SCRIPTS / script).read_text().splitlines()) for script in expected} <= set(range(6, 11))
 
 
+@pytest.fixture(scope="module")
+def printed(project):
+    """{script: its commands, each as its words}, for all scripts of all families, and the reports after them."""
+    scripts = {}
+    for family, arguments in FAMILIES.items():
+        done = bash(project, "scripts/run_all.sh", family, *arguments, DRY=1, PYTHON="python")
+        for part in done.stdout.split("== ")[1:]:
+            name, *lines = part.splitlines()
+            scripts[name] = [shlex.split(line) for line in lines]
+        scripts[f"report of {family}"] = [scripts[name].pop()]
+    return scripts
+
+
 @pytest.mark.parametrize(("family", "name"), ALL)
-def test_a_dry_run_prints_the_question_and_the_score(project, family, name):
-    *before, answer, score = dry(project, family, name)
+def test_a_dry_run_prints_the_question_and_the_score(printed, family, name):
+    *before, answer, score = printed[str(script_of(family, name))]
     package = "qwen" if family == "qwen2_5_vl" else "llava"
     assert answer[:2] == ["python", "-m"]
     assert answer[2].startswith(f"{package}.eval.")
@@ -39,7 +52,7 @@ def test_a_dry_run_prints_the_question_and_the_score(project, family, name):
     assert before == made
 
 
-def test_the_flags_of_every_script_are_known(project, tmp_path):
+def test_the_flags_of_every_script_are_known(printed, tmp_path, monkeypatch):
     """The commands themselves parse what the scripts give them, and go on to look for the checkpoint or the data."""
     from llava.eval import model_vqa, model_vqa_loader, model_vqa_mmbench, model_vqa_science
     from qwen.eval import model_vqa_loader as qwen_loader
@@ -53,19 +66,17 @@ def test_the_flags_of_every_script_are_known(project, tmp_path):
     modules += (qwen_loader, qwen_mmbench, qwen_science, refcoco)
     mains = {module.__name__: module.main for module in modules}
     mains["scripts/convert_document_questions.py"] = convert_document_questions.main
-    for family, arguments in FAMILIES.items():
-        places = {"DATA": tmp_path, "MODELS": tmp_path, "OUT": tmp_path}
-        done = bash(project, "scripts/run_all.sh", family, *arguments, DRY=1, PYTHON="python", **places)
-        lines = done.stdout.splitlines()
-        commands = [shlex.split(line) for line in lines if not line.startswith("== ")]
-        assert len(commands) == 2 * len([pair for pair in ALL if pair[0] == family]) + len(OFFICIAL) + 1
-        for words in commands:
-            command, *flags = words[2:] if words[1] == "-m" else words[1:]
-            if command == "vscan.eval":
-                make_parser().parse_args(flags)
-            else:
-                with pytest.raises(FileNotFoundError):
-                    mains[command](flags)
+    commands = [words for of_script in printed.values() for words in of_script]
+    assert len(commands) == 2 * len(ALL) + len(FAMILIES) * (len(OFFICIAL) + 1)
+    (tmp_path / "nothing").mkdir()
+    monkeypatch.chdir(tmp_path / "nothing")  # nor beside it
+    for words in commands:
+        command, *flags = words[2:] if words[1] == "-m" else words[1:]
+        if command == "vscan.eval":
+            make_parser().parse_args(flags)
+        else:
+            with pytest.raises(FileNotFoundError):
+                mains[command](flags)
 
 
 LLAVA = "--temperature 0 --conv-mode vicuna_v1"
