@@ -7,8 +7,9 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 INSTALL := -m pip install --quiet --disable-pip-version-check
-# Tests run on one thread each, so that every core takes a part of the files.
-PYTEST := -m pytest -n auto --dist loadfile
+# Tests run on one thread each, so that every core takes a part of the files, in their order: what is long comes before
+# what is short.
+PYTEST := -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # Said before anything is made: pip would say it only of an environment that is there already, and in other words.
 CHECK = $(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python 3.11 or newer is expected, \

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,17 @@ def checkpoint(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny-llava"
     build_checkpoint(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def built_small(checkpoint, tmp_path_factory) -> Path:
+    """The same with 12 x 12 tokens a picture, which takes a quarter of the time; copied, not changed."""
+    from small_tower import make_tower_small
+
+    return make_tower_small(shutil.copytree(checkpoint, tmp_path_factory.mktemp("built") / "tiny-llava"))
+
+
+@pytest.fixture(scope="module")
+def small_checkpoint(built_small, tmp_path_factory) -> Path:
+    """A copy of `built_small`, alone in its folder; a new one for every test file."""
+    return shutil.copytree(built_small, tmp_path_factory.mktemp("models") / "tiny-llava")

@@ -1,10 +1,13 @@
 """What the tests of the scripts share: which there are, and how one is run."""
 
+import importlib
 import os
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+
+from two_processes import run_two
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "scripts"
@@ -36,6 +39,24 @@ def dry(project: Path, family: str, name: str, *arguments, **variables) -> list[
     done = bash(project, script_of(family, name), *(arguments or FAMILIES[family]), **given)
     assert done.returncode == 0, done.stderr
     return [shlex.split(line) for line in done.stdout.splitlines()]
+
+
+def run_here(printed: str) -> None:
+    """Run the commands that a dry run printed, in this process; what torchrun would start, in two forks of it."""
+    for line in printed.splitlines():
+        _, module, *words = shlex.split(line)
+        if module == "-m":
+            module, *words = words
+        module = module.removesuffix(".py").replace("/", ".")
+        if module == "torch.distributed.run":
+            from torch.distributed.run import get_args_parser
+
+            given = get_args_parser().parse_args(words)
+            assert (given.standalone, given.nproc_per_node, given.module) == (True, "2", True)
+            done = run_two("forks", given.training_script, given.training_script_args)
+            assert done.returncode == 0, done.stderr
+        else:
+            importlib.import_module("vscan.eval.__main__" if module == "vscan.eval" else module).main(words)
 
 
 def flag(words: list[str], name: str) -> str:

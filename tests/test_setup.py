@@ -131,7 +131,7 @@ def test_the_newest_libraries_are_all_that_we_depend_on_but_torch(folder):
     options = "--upgrade --upgrade-strategy eager --constraint .venv-newest/torch.txt "
     assert set(install.partition(options)[2].split()) == RANGES.keys() - {"torch"}
     assert (environment / "torch.txt").read_text() == f"torch=={metadata.version('torch')}\n"
-    assert tests == "-m pytest -n auto --dist loadfile -W error::FutureWarning"
+    assert tests == "-m pytest -n auto --dist loadfile --no-loadscope-reorder -W error::FutureWarning"
 
 
 @pytest.mark.parametrize("given", [{"a": 1}, {"a": 1, "b": 2}])

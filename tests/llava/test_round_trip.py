@@ -5,14 +5,13 @@ answers; then a folder is written in which these rows are right and those are no
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import eval_folders
 import pytest
 import sentencepiece
+from script_helpers import bash, run_here, script_of
+from two_processes import STARTS
 
 from llava.eval import eval_science_qa, eval_textvqa, model_vqa, model_vqa_loader, model_vqa_mmbench, model_vqa_science
 from scripts import convert_document_questions
@@ -255,7 +254,8 @@ def test_seed_bench(models, tmp_path):
     assert counts(scores) == (4, 0, 0)
 
 
-def test_two_processes_and_the_table(models, tmp_path):
+@pytest.mark.parametrize("start", STARTS)
+def test_two_processes_and_the_table(models, tmp_path, monkeypatch, start):
     data, out = tmp_path / "data", tmp_path / "out"
     eval_folders.gqa(data / "gqa", ["?"] * 5, images="data/images")
     files = (data / "gqa" / "llava_gqa_testdev_balanced.jsonl", data / "gqa" / "data" / "images")
@@ -270,12 +270,14 @@ def test_two_processes_and_the_table(models, tmp_path):
         assert score("gqa", runs / name / "answers.jsonl", data / "gqa")["value"] == 20 * hits
 
     (tmp_path / "llava-v1.5-7b").symlink_to(models["to an end"])
-    environment = {**os.environ, "DATA": str(data), "MODELS": str(tmp_path), "OUT": str(out), "PYTHON": sys.executable}
-    environment |= {"CUDA_VISIBLE_DEVICES": "0,1", "METHOD": "random", "LIMIT": "4", "OMP_NUM_THREADS": "1"}
-    command = ["bash", str(ROOT / "scripts" / "llava1_5" / "gqa.sh")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    given = {"DATA": data, "MODELS": tmp_path, "OUT": out, "PYTHON": "python", "CUDA_VISIBLE_DEVICES": "0,1"}
+    given |= {"METHOD": "random", "LIMIT": "4", "OMP_NUM_THREADS": "1", "DRY": 1 if start == "forks" else ""}
+    done = bash(ROOT, script_of("llava1_5", "gqa"), **given)
     assert done.returncode == 0, done.stderr
     assert "--nproc_per_node=2" in done.stdout
+    if start == "forks":
+        monkeypatch.chdir(ROOT)
+        run_here(done.stdout)
     run = runs / "random-11.1-first4"
     assert [row["text"] for row in read(run / "answers.jsonl")] == said["random-one"][:4]
     scores = json.loads((run / "scores.json").read_text())

@@ -12,8 +12,13 @@ from run_helpers import error_of, flags, read, with_context, write
 from llava.eval import model_vqa, model_vqa_loader, model_vqa_mmbench, model_vqa_science
 from playground.tiny import draw
 
-CONTEXT = 700  # tokens, of which 576 are a picture's
+CONTEXT = 268  # tokens, of which 144 are a picture's
 LONG = "one two three " * 5000
+
+
+@pytest.fixture(scope="module")
+def checkpoint(small_checkpoint):
+    return small_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +37,7 @@ TEXTS = {
     "What?": None,
     "<image>\nWhat?": "expected a prompt with 1 images, got 2: the question's text must not hold <image>",
     "half \ud800": r"expected a text that UTF-8 can hold, got '\ud800' at character 5: half of a surrogate pair",
-    "word " * (CONTEXT - 576): f"expected a prompt of at most {CONTEXT} tokens, the context of this model, got ",
+    "word " * (CONTEXT - 144): f"expected a prompt of at most {CONTEXT} tokens, the context of this model, got ",
     LONG: f"expected a prompt of at most {CONTEXT} tokens, the context of this model, got ",
     "Why?": None,
 }

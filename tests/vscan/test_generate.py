@@ -130,6 +130,7 @@ def of_prompt(kept, length: int) -> list[list[int]]:
 
 
 every_prompt = pytest.mark.parametrize(("rows", "stages"), list(product(ROWS, STAGES)))
+some_prompts = pytest.mark.parametrize(("rows", "stages"), pairwise(ROWS, STAGES, together=1))
 
 
 class TestGreedy:
@@ -169,7 +170,7 @@ class TestGreedy:
         else:
             assert cached(output) == plus(lengths[rows], NUM_NEW - 1)
 
-    @every_prompt
+    @some_prompts
     def test_a_loop_by_hand_without_positions_is_generate(self, model, rows, stages):
         settings, lengths = STAGES[stages]
         inputs = inputs_of(ROWS[rows])
@@ -193,7 +194,7 @@ class TestGreedy:
             assert torch.equal(torch.cat(tokens, dim=1), answer(expected, inputs))
             assert [int(cache.get_seq_length(layer)) for layer in range(4)] == plus(lengths[rows], NUM_NEW - 1)
 
-    @every_prompt
+    @some_prompts
     def test_several_tokens_at_once_continue_a_prompt_as_one_by_one(self, model, rows, stages):
         settings, _ = STAGES[stages]
         inputs = inputs_of(ROWS[rows])

@@ -281,8 +281,10 @@ def test_the_oracle_sees_the_same_tokens_and_gives_the_same_logits(rows, stages,
     check_decode(case, check_forward(case))
 
 
+# tests/contracts/test_family.py says of every adapter what this and the next two say of batches.
 @pytest.mark.parametrize(
-    ("rows", "stages", "positions"), pairwise(["unequal", "mixed", "level"], STAGES, ["compact", "original"])
+    ("rows", "stages", "positions"),
+    pairwise(["unequal", "mixed", "level"], STAGES, ["compact", "original"], together=1),
 )
 def test_padding_on_the_right_changes_nothing(rows, stages, positions):
     check_forward(Case(ROWS[rows], *STAGES[stages], positions, padding="right"))
@@ -368,7 +370,9 @@ EVERYTHING = [
 ]
 
 
-@pytest.mark.parametrize(("budgets", "rows", "attention"), pairwise(EVERYTHING, ROWS, ["sdpa", "eager"]), ids=str)
+@pytest.mark.parametrize(
+    ("budgets", "rows", "attention"), pairwise(EVERYTHING, ROWS, ["sdpa", "eager"], together=1), ids=str
+)
 def test_keeping_every_token_is_the_dense_model_bit_for_bit(rows, budgets, attention):
     case = Case(ROWS[rows], *budgets)
     inputs, model = case.inputs, case.model
@@ -387,7 +391,8 @@ def test_keeping_every_token_is_the_dense_model_bit_for_bit(rows, budgets, atten
 
 
 @pytest.mark.parametrize(
-    ("rows", "stages", "positions"), pairwise(["unequal", "mixed", "level"], STAGES, ["compact", "original"])
+    ("rows", "stages", "positions"),
+    pairwise(["unequal", "mixed", "level"], STAGES, ["compact", "original"], together=1),
 )
 def test_a_batch_equals_its_rows_run_alone(rows, stages, positions):
     case = Case(ROWS[rows], *STAGES[stages], positions)

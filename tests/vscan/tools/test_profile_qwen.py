@@ -36,8 +36,8 @@ def angle_flops(batch_size, length):
     [
         # 0.6 and 0.3 of the tokens of each image enter, and a third of what entered stays.
         (ONE, 1, [[28, 28, 9, 9], [14, 14, 4, 4]]),
-        (ONE, 3, [[28, 28, 9, 9], [14, 14, 4, 4]]),
-        (TWO, 1, [[40, 40, 13, 13], [20, 20, 6, 6]]),
+        pytest.param(ONE, 3, [[28, 28, 9, 9], [14, 14, 4, 4]], marks=pytest.mark.slow),
+        pytest.param(TWO, 1, [[40, 40, 13, 13], [20, 20, 6, 6]], marks=pytest.mark.slow),
         (TWO, 2, [[40, 40, 13, 13], [20, 20, 6, 6]]),
     ],
 )
