@@ -52,8 +52,8 @@ def golden() -> Path:
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory) -> Path:
-    """A checkpoint in the original format with random weights; tests that change one copy it."""
+def built(tmp_path_factory) -> Path:
+    """A checkpoint in the original format with random weights: 24 x 24 tokens a picture."""
     from playground.tiny import build_checkpoint
 
     folder = tmp_path_factory.mktemp("models") / "tiny-llava"
@@ -62,11 +62,17 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def built_small(checkpoint, tmp_path_factory) -> Path:
+def checkpoint(built) -> Path:
+    """The same; tests that change one copy it."""
+    return built
+
+
+@pytest.fixture(scope="session")
+def built_small(built, tmp_path_factory) -> Path:
     """The same with 12 x 12 tokens a picture, which takes a quarter of the time; copied, not changed."""
     from small_tower import make_tower_small
 
-    return make_tower_small(shutil.copytree(checkpoint, tmp_path_factory.mktemp("built") / "tiny-llava"))
+    return make_tower_small(shutil.copytree(built, tmp_path_factory.mktemp("small") / "tiny-llava"))
 
 
 @pytest.fixture(scope="module")

@@ -24,11 +24,6 @@ NAMES = ["dense", "vscan-64", "vscan-32", "fastervlm-64", "fastervlm-32"]
 
 
 @pytest.fixture(scope="module")
-def checkpoint(small_checkpoint):
-    return small_checkpoint
-
-
-@pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Eleven questions on four pictures, in turn, of three categories."""
     folder = tmp_path_factory.mktemp("data")
@@ -82,7 +77,7 @@ def test_the_command_writes_a_table_a_picture_and_the_answers(whole, data):
     header, *table = ([cell.strip() for cell in line.split("|")[1:-1]] for line in (lines[0], *lines[2:]))
     assert header[1:5] == ["existence", "count", "grounding", "mean"]
     assert [row[0].replace(" ", "-") for row in table] == NAMES
-    stages = ["0: 144", "0: 96, 4: 32", "0: 48, 4: 16", "0: 64", "0: 32"]
+    stages = ["0: 576", "0: 96, 4: 32", "0: 48, 4: 16", "0: 64", "0: 32"]
     assert [row[header.index("tokens per layer")] for row in table] == stages
     assert [row["tokens"] for row in csv.DictReader((whole / "table.csv").open())] == ["", "64", "32", "64", "32"]
     with Image.open(whole / "accuracy.png") as image:
@@ -216,7 +211,7 @@ def test_cells_of_any_kind_on_a_model_at_hand(checkpoint, data, tmp_path):
         Cell("a fifth", ReductionConfig("random", 0.2)),
     ]
     rows = compare(lambda: loaded, cells, questions, data / "images", tmp_path, "tiny", max_new_tokens=2)
-    assert [row.stages for row in rows] == [[(0, 96.0), (4, 32.0)], [(0, 144.0)], [(0, 28.0)]]
+    assert [row.stages for row in rows] == [[(0, 96.0), (4, 32.0)], [(0, 576.0)], [(0, 115.0)]]
     assert "| a fifth " in report(rows, questions, tmp_path)
     assert loaded[1].model.reduction is None
 
