@@ -12,7 +12,6 @@ from pairwise import pairwise
 from PIL import Image, ImageDraw
 from run_helpers import error_of
 from safetensors.torch import load_file, save_file
-from small_tower import make_tower_small
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -32,7 +31,7 @@ from llava.model.conversion import convert
 from llava.model.convert import main
 from llava.model.multimodal_encoder.builder import PREFIX
 from llava.tokenizer import load_tokenizer
-from playground.tiny import TEXT, build_checkpoint
+from playground.tiny import TEXT
 
 PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 REDUCTION = {"vscan": {"local_layer": 3}}
@@ -83,10 +82,9 @@ def rewrite(folder, kind, tower_inside, extra):
         (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
-def build(folder, version, kind, tower):
-    """A tiny checkpoint of LLaVA "1.5" or "1.6" with its tower "inside" its weights, or "beside" its folder."""
-    build_checkpoint(folder)
-    make_tower_small(folder)
+def build(source, folder, version, kind, tower):
+    """Make of a tiny checkpoint one of LLaVA "1.5" or "1.6", its tower "inside" its weights or "beside" its folder."""
+    shutil.copytree(source, folder)
     train_tokenizer(folder)
     change(folder, reduction=REDUCTION)
     extra = {}
@@ -110,17 +108,17 @@ def build(folder, version, kind, tower):
     ],
     ids=" ".join,
 )
-def pair(request, tmp_path_factory):
+def pair(request, built_small, tmp_path_factory):
     """Two folders: an original checkpoint and what it was converted to, in several shards."""
-    src = build(tmp_path_factory.mktemp("models") / "original", *request.param)
+    src = build(built_small, tmp_path_factory.mktemp("models") / "original", *request.param)
     dst = src.parent / "converted"
     convert(src, dst, shard_bytes=500_000)
     return src, dst
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("models") / "original", "1.5", "safetensors", "inside")
+def small(built_small, tmp_path_factory):
+    return build(built_small, tmp_path_factory.mktemp("models") / "original", "1.5", "safetensors", "inside")
 
 
 @pytest.fixture
@@ -242,9 +240,9 @@ def test_the_dtype_of_every_tensor_is_kept(copy, tmp_path):
     assert load_model(tmp_path / "converted", device="cpu").dtype == torch.float32
 
 
-def test_a_tower_may_be_a_whole_clip_and_its_settings_old(tmp_path, pictures):
+def test_a_tower_may_be_a_whole_clip_and_its_settings_old(built_small, tmp_path, pictures):
     """As openai/clip-vit-large-patch14-336 is: text tower, projections, and sizes that are ints."""
-    src = build(tmp_path / "original", "1.5", "safetensors", "beside")
+    src = build(built_small, tmp_path / "original", "1.5", "safetensors", "beside")
     folder = tmp_path / "clip_tower"
     vision = CLIPVisionConfig.from_pretrained(folder).to_dict()
     text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -9,11 +10,10 @@ import torch
 from helpers import to_hugging_face
 from pairwise import pairwise
 from safetensors.torch import load_file, save_file
-from small_tower import make_tower_small
 
 import vscan
 from llava.eval.answering import Answering, Preparation, load_checked
-from playground.tiny import build_checkpoint, draw
+from playground.tiny import draw
 
 TEXTS = ["What is this?", "How many shapes\nare there, and of which colours?", "Why?", "Is it red?", "Where is it?"]
 SHOWN = ["a.png", "b.png", "a.png", None, "a.png"]
@@ -33,13 +33,12 @@ NEXT = {
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
+def loaded(built_small, tmp_path_factory):
     """(tokenizer, model, image processor) by name, and the folder of the pictures."""
     folder = tmp_path_factory.mktemp("models")
     models = {}
     for name, more in (("original", {}), ("original next", NEXT)):
-        build_checkpoint(folder / name)
-        make_tower_small(folder / name)
+        shutil.copytree(built_small, folder / name)
         config = folder / name / "config.json"
         config.write_text(json.dumps(json.loads(config.read_text()) | more))
         if more:
