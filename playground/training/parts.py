@@ -20,7 +20,7 @@ from .tower import Tower, train_tower
 TOWER = (Stage("tower_small", 1600, 24, 2.5e-3), Stage("tower", 300, 8, 1.2e-3))
 DECODER = Stage("decoder", 2000, 8, 2e-3, matrix_rate=2e-2)
 JOINT = (Stage("projector", 150, 8, 3e-3), Stage("joint", 1500, 8, 1e-3, matrix_rate=1e-2))
-DEEP = Stage("deep", 400, 4, 2e-3, warmup=10, matrix_rate=5e-3, compact=True)
+DEEP = Stage("deep", 300, 4, 2e-3, warmup=10, matrix_rate=5e-3, compact=True)
 
 
 def scaled(stage: Stage, scale: float) -> Stage:
