@@ -9,7 +9,7 @@ import pytest
 
 from playground.demo import METHODS, TOKENS, main
 from playground.tiny import build_checkpoint
-from vscan.compare import compare
+from vscan.tools.compare import compare
 
 
 @pytest.fixture(scope="module")

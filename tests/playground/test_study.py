@@ -24,11 +24,11 @@ from playground.studies.results import mean_half_width
 from playground.studies.setting import Setting
 from playground.studies.sweeps import Depths, build, layer_schedule
 from playground.study import main
-from vscan.compare import compare
 from vscan.config import ReductionConfig
 from vscan.eval.questions import read_questions
 from vscan.eval.table import QUANTILE, paired_interval
 from vscan.flops import average_tokens, tokens_per_layer
+from vscan.tools.compare import compare
 
 TINY = Depths(num_layers=8, num_vision_layers=6, num_tokens=576, global_layer=4, prune_layer=4)
 

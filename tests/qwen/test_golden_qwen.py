@@ -10,12 +10,12 @@ from pairwise import pairwise
 from qwen_helpers import normalised_patches
 from safetensors.torch import load_file
 from transformers import Qwen2_5_VLForConditionalGeneration
-from vscan.merge import merge
-from vscan.scan import scan
 
 import vscan
 from qwen.model.qwen2_5_vl_custom import Qwen2_5_VLForConditionalGeneration_X
 from vscan.compat import CACHE, cache_of
+from vscan.select.merge import merge
+from vscan.select.scan import scan
 
 NUM_LAYERS, SPAN, IMAGE_TOKEN = 8, 10, 500
 GRIDS = [(13, 18), (15, 11)]  # of the two images, in tokens

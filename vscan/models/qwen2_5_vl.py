@@ -7,7 +7,7 @@ does. A view is an image, or one step in time of a video.
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import ClassVar
 
@@ -56,12 +56,12 @@ class ReducedTower:
             return output
         order = vision_windows(self, grid_thw, kwargs)
         layers = fitted.method.needs.rows
-        scores = dict.fromkeys(self.blocks[layer].attn for layer in layers)
-        output = super().forward(hidden_states, grid_thw, **{**kwargs, "return_dict": True, "scores_of_blocks": scores})
+        scores = Scores(self.blocks[layer].attn for layer in layers)
+        output = super().forward(hidden_states, grid_thw, **{**kwargs, "return_dict": True, "scores": scores})
         tokens = output.pooler_output
         rows = {}
         for layer in layers:
-            found = scores[self.blocks[layer].attn]
+            found = scores.of[self.blocks[layer].attn]
             if found is None:
                 block = layer % len(self.blocks)
                 raise RuntimeError(
@@ -77,18 +77,28 @@ class ReducedTower:
         return output
 
 
+class Scores:
+    """What blocks find: {the attention of a block: [patches] fp32}. No mapping, of which accelerate would pass a copy.
+
+    Args:
+        attentions: of the blocks that are asked.
+    """
+
+    def __init__(self, attentions: Iterable[nn.Module]):
+        self.of: dict[nn.Module, Tensor | None] = dict.fromkeys(attentions)
+
+
 class RankedAttention:
     """The attention of a block of such a tower, which also says how much attention its patches receive.
 
     Modifications:
-    - `forward` writes that into `scores_of_blocks`, [patches] fp32, where this module is one of its keys; from the
-      queries and keys that it computes anyway.
+    - `forward` writes that into `scores`, where this module is asked; it computes queries and keys anyway.
     """
 
     reduction = None
 
-    def forward(self, hidden_states: Tensor, *args, scores_of_blocks: dict | None = None, **kwargs):
-        if scores_of_blocks is None or self not in scores_of_blocks:
+    def forward(self, hidden_states: Tensor, *args, scores: Scores | None = None, **kwargs):
+        if scores is None or self not in scores.of:
             return super().forward(hidden_states, *args, **kwargs)
         names = list(inspect.signature(super().forward).parameters)[1:]
         given = dict(zip(names, args, strict=False)) | kwargs
@@ -98,7 +108,7 @@ class RankedAttention:
         cos, sin = (part.to(projected.device).float().unsqueeze(0) for part in given["position_embeddings"])
         query, key = (rotate(split_heads(part.float(), head_dim), cos, sin)[0] for part in (query, key))  # H N d
         lengths = given["cu_seqlens"].diff().tolist()
-        scores_of_blocks[self] = attention_received(query, key, lengths, self.scaling)
+        scores.of[self] = attention_received(query, key, lengths, self.scaling)
         same = copy.copy(self)  # with the projection at hand in place of the module that made it
         same._modules = {**self._modules, "qkv": Given(projected)}
         return super(RankedAttention, same).forward(hidden_states, *args, **kwargs)
