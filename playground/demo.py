@@ -48,7 +48,7 @@ def main(argv: list[str], out: Path = HERE / "out", num_questions: int = 200, mo
     questions = read_questions(data / "questions.jsonl")[:num_questions]
     loaded = load_pretrained_model(model_path, device="cpu")[:3]
     model = loaded[1]
-    size, reductions = (model.config.num_hidden_layers, model.tokens_per_view), model.config.reduction
+    size, reductions = (model.config.num_hidden_layers, model.tokens_per_view), getattr(model.config, "reduction", {})
     cells = [Cell("dense")]
     cells += [cell_at(method, tokens, *size, reductions.get(method)) for method in METHODS for tokens in TOKENS]
     rows = compare(lambda: loaded, cells, questions, data / "images", answers, "tiny-llava", batch_size=BATCH_SIZE)

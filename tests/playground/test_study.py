@@ -196,7 +196,7 @@ def test_questions_asked_twice_tell_the_lens_nothing_new():
 
 
 def test_every_study_runs_on_own_data_and_goes_on_where_it_stopped(checkpoint, own, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("vscan.compare.compare", partial(compare, max_new_tokens=1))  # a random model never ends
+    monkeypatch.setattr("vscan.tools.compare.compare", partial(compare, max_new_tokens=1))  # a random model never ends
     flags = ["--model-path", str(checkpoint), "--data", str(own), "--output", str(tmp_path), "--batch-size", "2"]
     main(["all", *flags])
     said = capsys.readouterr()
