@@ -98,10 +98,10 @@ class Replay(nn.Module):
       returns the tokens that the merger gave.
     """
 
-    def forward(self, hidden_states: Tensor, grid_thw: Tensor, scores_of_blocks=None, **kwargs):
+    def forward(self, hidden_states: Tensor, grid_thw: Tensor, scores=None, **kwargs):
         tokens, calls = self.replayed
         for block, (keywords, states) in calls.items():
-            self.blocks[block].attn(states, scores_of_blocks=scores_of_blocks, **keywords)
+            self.blocks[block].attn(states, scores=scores, **keywords)
         return BaseModelOutputWithPooling(pooler_output=tokens)
 
 
