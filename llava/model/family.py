@@ -2,13 +2,11 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import ClassVar
 
 from torch import nn
 
 from vscan.config import ReductionConfig
 from vscan.methods.base import Method
-from vscan.models.encoded import EncodedImages
 from vscan.models.family import Family
 from vscan.models.refusals import refuse_copies
 from vscan.plan import Fitted
@@ -17,8 +15,6 @@ from vscan.prompt import VisualPrompt
 
 class OriginalLlava(Family):
     """LlavaLlamaForCausalLM: LLaVA-1.5, and LLaVA-NeXT, of which every crop is a view."""
-
-    pixels: ClassVar = {"image": "images"}
 
     def __init__(self, model: nn.Module):
         super().__init__(model)
@@ -34,19 +30,13 @@ class OriginalLlava(Family):
             text_config=self.model.config,
         )
 
-    def num_views(self, name: str, call: dict) -> list[int]:
-        return [1 if views.ndim == 3 else len(views) for views in call["images"]]
-
-    def encode(self, reduction, name: str, original: Callable, call: dict) -> EncodedImages:
-        return self.model.embed_images(call["images"], call.get("image_sizes"))
-
     def install(self, reduction) -> Callable[[], None]:
         base = self.model.model
         if base.reduction is not None:
             raise ValueError("expected a dense model, got one that is reduced already: remove that reduction first")
         with ExitStack() as undo:
-            undo.callback(setattr, base, "reduction", None)
             base.reduction = reduction
+            undo.callback(delattr, base, "reduction")
             for part in (self.model, base):
                 refuse_copies(undo, part)
             return undo.pop_all().close

@@ -61,7 +61,7 @@ class Views:
         grid: (height, width) in tokens, N = height * width.
         project: the model's projector, [V, n, C] -> [V, n, D]; where that is a part of the encoder, the identity.
         cls: [V, C], the [CLS] token of the layer that the model reads; None without one.
-        keys: {layer: [V, N, C]}, keys of the patches, heads side by side, as the layer projects them.
+        keys: {layer: [V, 1 + N, C]}, keys of [CLS] and the patches, heads side by side, as the layer projects them.
         queries: {layer: [V, C]}, the query of [CLS] in the same layers.
         num_heads: of those.
         layout: where the views are the crops of one picture and `Needs.group` is "image"; None for a single view.

@@ -16,8 +16,7 @@ def merges(num_tokens: int, num: int, depth: int) -> list[int]:
     """How many tokens each of `depth` blocks merges away, so that `num` of `num_tokens` are left: equally many, and one
     more in the first blocks where that does not divide; what is beyond half of the tokens that arrive at the last
     blocks is spread over the earlier ones. ValueError for fewer tokens than halving in every block leaves."""
-    least = -(-num_tokens // 2**depth)
-    if num < least:
+    if num < (least := -(-num_tokens // 2**depth)):
         raise ValueError(f"ToMe: expected at least {least} of {num_tokens} tokens behind {depth} blocks, got {num}")
     counts, left = [], num
     for index in reversed(range(depth)):
@@ -56,8 +55,7 @@ def merge(hidden: Tensor, sizes: Tensor, into: Tensor, num_left: int) -> tuple[T
     Args:
         hidden: [V, t, C], any float dtype; sums are fp32.
         sizes: [V, t] fp32, original tokens in each.
-        into: of `match`.
-        num_left: t less what is merged away.
+        into, num_left: of `match`, and t less what is merged away.
 
     Returns:
         [V, num_left, C] in the dtype of `hidden`, and their sizes [V, num_left] fp32.
@@ -88,7 +86,6 @@ class ToMe(Method):
         return Needs(cls=True)
 
     def check(self, tower: Tower) -> None:
-        super().check(tower)
         merges(tower.num_tokens, tower.num, tower.depth)  # views of one size: a tower with [CLS]
 
     def block(self, layer: nn.Module, hidden: Tensor, state: dict, index: int, depth: int, num: int) -> Tensor:

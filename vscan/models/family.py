@@ -20,9 +20,6 @@ from .install import describe, encode_all, install_on_shell
 class Family(ABC):
     """One kind of model, around one model of it.
 
-    A subclass says how pictures become `views`, and how reduced views are put together (`pack`) as the model does it;
-    or, where the tower itself reduces them, how they are encoded.
-
     Args:
         model: the model that generates.
 
@@ -30,18 +27,10 @@ class Family(ABC):
         ValueError: for another model, or one that is put together in a way not supported.
     """
 
-    # What it sees, and the keyword that brings it.
-    pixels: ClassVar[dict[str, str]] = {"image": "pixel_values"}
-
     def __init__(self, model: nn.Module):
         self.model, self.base = model, model.base_model
         if self.base is model:
             raise ValueError(f"expected the model that generates, got {type(model).__name__} inside it")
-
-    @property
-    def modalities(self) -> list[str]:
-        """Names of what it sees, such as "image"."""
-        return list(self.pixels)
 
     def defaults(self, method: str) -> dict[str, Any]:
         """Hyper-parameters of a method that have other defaults on this model."""
@@ -52,39 +41,27 @@ class Family(ABC):
         """Check a reduction against the model; `Fitted.of` with what it knows of it."""
 
     @abstractmethod
-    def num_views(self, name: str, call: dict) -> list[int]:
-        """Views of each picture that a call of `get_<name>_features` brings.
+    def install(self, reduction) -> Callable[[], None]:
+        """Put a reduction in force; returns the function that undoes it."""
 
-        Args:
-            call: its keywords.
+    @abstractmethod
+    def prompt_of(self, inputs: dict) -> VisualPrompt:
+        """Where a call of the model holds its visual tokens, once its pictures are encoded.
+
+        Raises:
+            ValueError: for a call without pictures.
         """
 
-    def views(self, name: str, call: dict, reduction) -> tuple[list[tuple[Views, list[int]]], Tensor]:
-        """Run the vision encoder.
 
-        Returns:
-            Pictures whose views have one size, in order, each with the views of every picture in it; and whether all
-            that the encoder gave is finite, bool [].
-        """
-        raise NotImplementedError
+class ShellFamily(Family):
+    """A stock transformers model, with the parts `language_model` and `get_<name>_features`."""
 
-    def pack(self, name: str, crops: list[Tensor], call: dict, newline: Tensor | None = None) -> list[Tensor]:
-        """Put the views of every picture together, as the model does it.
-
-        Args:
-            crops: [n, N, D] of each picture; numbers of one channel go the same way.
-            newline: [D], instead of the model's own.
-
-        Returns:
-            [M, D] of each.
-        """
-        return [views.flatten(0, 1) for views in crops]
-
+    # What it sees, and the keyword that brings it.
+    pixels: ClassVar[dict[str, str]] = {"image": "pixel_values"}
     # What is mixed into its text model.
     decoder: ClassVar[type] = Decoder
-    # Whether `pack` leaves all tokens and adds none, so that their number is known beforehand.
-    packs_all: bool = True
 
+    @abstractmethod
     def encode(self, reduction, name: str, original: Callable, call: dict) -> EncodedImages:
         """What `get_<name>_features` gives under a reduction.
 
@@ -92,34 +69,12 @@ class Family(ABC):
             original: the model's own method.
             call: its keywords.
         """
-        num_views = self.num_views(name, call)
-        if not reduction.fitted.reduces_views:
-            images = pooled(original(**{**call, "return_dict": True}))
-            sizes = [len(image) for image in images]
-            return EncodedImages(pooler_output=images, num_views=num_views, num_kept=sizes, finite=all_finite(images))
-        batches, finite = self.views(name, call, reduction)
-        crops, left, num_kept = [], [], []
-        for views, of_images in batches:
-            tokens, kept, number = reduce_views(reduction.fitted, views, of_images)
-            crops += tokens.split(of_images)
-            left += kept.to(tokens.dtype).unsqueeze(-1).split(of_images)
-            num_kept += number or [None]
-        ones = torch.ones(1, dtype=crops[0].dtype, device=crops[0].device)
-        return EncodedImages(
-            pooler_output=self.pack(name, crops, call),
-            # Which are left goes the way of the features, as numbers: what packing cuts away is lost, newlines stay.
-            kept=[image[:, 0] > 0 for image in self.pack(name, left, call, ones)],
-            num_views=num_views,
-            num_kept=num_kept if self.packs_all and None not in num_kept else None,
-            finite=finite,
-        )
 
     def adopt(self, output) -> EncodedImages | None:
         """What was encoded before the reduction, where it is of use under it; None where it is not."""
         return None
 
     def install(self, reduction) -> Callable[[], None]:
-        """Put a reduction in force; returns the function that undoes it."""
         modalities = [self.modality(reduction, name) for name in self.pixels]
         return install_on_shell(self.model, reduction, modalities, self.decoder)
 
@@ -133,17 +88,67 @@ class Family(ABC):
         return Modality(name, self.pixels[name], encode, self.adopt)
 
     def prompt_of(self, inputs: dict) -> VisualPrompt:
-        """Where a call of the model holds its visual tokens, once its pictures are encoded.
-
-        Raises:
-            ValueError: for a call without pictures.
-        """
         modalities = [Modality(name, pixels, None, self.adopt) for name, pixels in self.pixels.items()]
         given, kwargs = encode_all(self.base, modalities, dict(inputs))
         prompt = describe(self.base, given, kwargs)
         if prompt is None:
             raise ValueError(f"expected {' or '.join(self.pixels.values())} to plan for, got none")
         return prompt
+
+
+class ViewFamily(ShellFamily):
+    """A stock model whose vision encoder gives views, which are reduced behind it and then put together."""
+
+    # Whether `pack` leaves all tokens and adds none, so that their number is known beforehand.
+    packs_all: ClassVar[bool] = True
+
+    @abstractmethod
+    def num_views(self, call: dict) -> list[int]:
+        """Views of each picture that a call of `get_image_features` brings, from its keywords."""
+
+    @abstractmethod
+    def views(self, call: dict, reduction) -> tuple[list[tuple[Views, list[int]]], Tensor]:
+        """Run the vision encoder.
+
+        Returns:
+            Pictures whose views have one size, in order, each with the views of every picture in it; and whether all
+            that the encoder gave is finite, bool [].
+        """
+
+    def pack(self, crops: list[Tensor], call: dict, newline: Tensor | None = None) -> list[Tensor]:
+        """Put the views of every picture together, as the model does it.
+
+        Args:
+            crops: [n, N, D] of each picture; numbers of one channel go the same way.
+            newline: [D], instead of the model's own.
+
+        Returns:
+            [M, D] of each.
+        """
+        return [views.flatten(0, 1) for views in crops]
+
+    def encode(self, reduction, name: str, original: Callable, call: dict) -> EncodedImages:
+        num_views = self.num_views(call)
+        if not reduction.fitted.reduces_views:
+            images = pooled(original(**{**call, "return_dict": True}))
+            sizes = [len(image) for image in images]
+            return EncodedImages(pooler_output=images, num_views=num_views, num_kept=sizes, finite=all_finite(images))
+        batches, finite = self.views(call, reduction)
+        crops, left, num_kept = [], [], []
+        for views, of_images in batches:
+            tokens, kept, number = reduce_views(reduction.fitted, views, of_images)
+            crops += tokens.split(of_images)
+            left += kept.to(tokens.dtype).unsqueeze(-1).split(of_images)
+            num_kept += number or [None]
+        ones = torch.ones(1, dtype=crops[0].dtype, device=crops[0].device)
+        return EncodedImages(
+            pooler_output=self.pack(crops, call),
+            # Which are left goes the way of the features, as numbers: what packing cuts away is lost, newlines stay.
+            kept=[image[:, 0] > 0 for image in self.pack(left, call, ones)],
+            num_views=num_views,
+            num_kept=num_kept if self.packs_all and None not in num_kept else None,
+            finite=finite,
+        )
 
 
 def reduce_views(fitted: Fitted, views: Views, of_images: list[int]) -> tuple[Tensor, Tensor, list[int] | None]:

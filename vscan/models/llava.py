@@ -9,11 +9,11 @@ from ..config import ReductionConfig
 from ..methods.base import Method, Views
 from ..plan import Fitted
 from .encoded import EncodedImages, all_finite
-from .family import Family
+from .family import ViewFamily
 from .towers import clip_views, grid_of
 
 
-class Llava(Family):
+class Llava(ViewFamily):
     """LlavaForConditionalGeneration: a picture is one view."""
 
     def __init__(self, model: nn.Module):
@@ -50,18 +50,18 @@ class Llava(Family):
             raise ValueError(f"vision_feature_select_strategy: expected 'default', got {strategy!r}")
         return layer
 
-    def num_views(self, name: str, call: dict) -> list[int]:
+    def num_views(self, call: dict) -> list[int]:
         self.feature_layer(call)
         return [1] * len(call["pixel_values"])
 
-    def views(self, name: str, call: dict, reduction) -> tuple[list[tuple[Views, list[int]]], Tensor]:
+    def views(self, call: dict, reduction) -> tuple[list[tuple[Views, list[int]]], Tensor]:
         return clip_views(
             reduction,
             self.base.vision_tower,
             self.base.multi_modal_projector,
             call["pixel_values"],
             self.feature_layer(call),
-            self.num_views(name, call),
+            self.num_views(call),
         )
 
     def adopt(self, output) -> EncodedImages | None:

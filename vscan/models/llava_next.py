@@ -39,12 +39,12 @@ class LlavaNext(Llava):
 
     packs_all = False  # how many tokens unpadding cuts away depends on the picture
 
-    def num_views(self, name: str, call: dict) -> list[int]:
+    def num_views(self, call: dict) -> list[int]:
         self.feature_layer(call)
         return num_crops(self.base.config, call["image_sizes"])
 
-    def views(self, name: str, call: dict, reduction) -> tuple[list[tuple[Views, list[int]]], Tensor]:
-        pixels, crops = call["pixel_values"], self.num_views(name, call)
+    def views(self, call: dict, reduction) -> tuple[list[tuple[Views, list[int]]], Tensor]:
+        pixels, crops = call["pixel_values"], self.num_views(call)
         if pixels.ndim == 5:
             pixels = torch.cat([image[:number] for image, number in zip(pixels, crops, strict=True)])
         layouts = None
@@ -64,7 +64,7 @@ class LlavaNext(Llava):
         tiles = tile_grid(image_size, config.image_grid_pinpoints, config.vision_config.image_size)
         return Layout(tuple(tiles), seen[1:].view(num_views, num_tokens))
 
-    def pack(self, name: str, crops: list[Tensor], call: dict, newline: Tensor | None = None) -> list[Tensor]:
+    def pack(self, crops: list[Tensor], call: dict, newline: Tensor | None = None) -> list[Tensor]:
         return pack_crops(
             self.base, crops, call["image_sizes"], self.base.image_newline if newline is None else newline
         )

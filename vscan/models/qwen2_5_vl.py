@@ -21,7 +21,7 @@ from ..plan import Fitted
 from ..select.attention import rotate, split_heads
 from ..select.received import attention_received
 from .encoded import EncodedImages
-from .family import Family, reduce_views
+from .family import ShellFamily, reduce_views
 from .install import swap_class
 
 
@@ -160,7 +160,7 @@ def reduce_images(
     return torch.cat(reduced), torch.cat(left)
 
 
-class Qwen2_5_VL(Family):
+class Qwen2_5_VL(ShellFamily):
     """Qwen2_5_VL- and Qwen2VLForConditionalGeneration: images, and videos, of which every step in time is a view."""
 
     pixels: ClassVar = {"image": "pixel_values", "video": "pixel_values_videos"}
@@ -196,12 +196,9 @@ class Qwen2_5_VL(Family):
             rank_with_rotary=False,
         )
 
-    def num_views(self, name: str, call: dict) -> list[int]:
-        return call[f"{name}_grid_thw"][:, 0].tolist()
-
     def encode(self, reduction, name: str, original: Callable, call: dict) -> EncodedImages:
         output = original(**{**call, "return_dict": True})
-        images, views = pooled(output), self.num_views(name, call)
+        images, views = pooled(output), call[f"{name}_grid_thw"][:, 0].tolist()
         if not hasattr(output, "kept"):
             raise RuntimeError(
                 f"the reduced {type(self.base.visual).__name__} was not entered: something replaced its forward, and "

@@ -25,7 +25,7 @@ class Seen(NamedTuple):
     Args:
         hidden: [V, 1 + N, C], of the layer that the model reads.
         rows: {block as asked for: [V, N] fp32}, attention of [CLS].
-        keys, queries: {block as asked for: [V, N, C] and [V, C]}, keys of the patches and the query of [CLS].
+        keys, queries: {block as asked for: [V, 1 + N, C] and [V, C]}, keys of all tokens and the query of [CLS].
         state: what a method's own blocks left.
     """
 
@@ -120,7 +120,7 @@ def run_tower(
         if index in keys:
             norm, to_query, to_key, _, _ = projections(layer)
             normed = norm(hidden)
-            found_keys[index], found_queries[index] = to_key(normed)[:, 1:], to_query(normed[:, 0])
+            found_keys[index], found_queries[index] = to_key(normed), to_query(normed[:, 0])
         if block is not None and index < num_run:
             hidden = block(layer, hidden, state, index, num_run, num)
         elif index < max(num_run, last):  # a last block that only gives its row need not run
