@@ -9,7 +9,7 @@ import weakref
 
 import pytest
 import torch
-from helpers import pictures, prompt, tiny_llava
+from helpers import pictures, prompt, tiny_llava, tiny_next
 from qwen_helpers import image, inputs_of, tiny_qwen
 from transformers import DynamicCache, StaticCache
 
@@ -296,6 +296,28 @@ def test_pictures_that_a_prompt_names_must_come(case):
                 call(**bare)
         with pytest.raises(ValueError, match="expected generate while visual tokens are reduced, got generate_batch"):
             model.generate_batch([[1, 2]])
+
+
+def test_pixels_of_no_picture_are_none():
+    model = tiny_next()  # the one kind that takes them when it is dense
+    text = {"input_ids": torch.tensor([[1, 5, 6]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
+    text |= {"pixel_values": torch.empty(0, 3, 3, 32, 32), "image_sizes": torch.empty(0, 2, dtype=torch.long)}
+    with torch.no_grad():
+        expected = model(**text).logits
+        with vscan.reduce(model, visual_tokens=10, layers={2: 4}, local_layer=1):
+            assert torch.equal(model(**text).logits, expected)
+
+
+def test_what_follows_an_item_of_one_token_is_numbered_from_its_token(case):
+    model, inputs, fields = case
+    if not fields:
+        pytest.skip("a shell with M-RoPE works its positions out")
+    ids, mask = prompt([[1, "image", 5], [9]], 64)
+    positions = (mask.cumsum(1) - 1).masked_fill(mask == 0, 1)  # as generate has them
+    given = {"input_ids": ids, "attention_mask": mask, "pixel_values": inputs["pixel_values"][:1]}
+    with vscan.reduce(model, **STAGES["both"], **fields) as reduction, torch.no_grad():
+        model(**given, position_ids=positions)
+        assert reduction.last.next_position.tolist() == [[66], [1]]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import vscan
 from vscan.config import ReductionConfig, count
+from vscan.kept import Kept
 from vscan.methods import METHODS, make_method
 from vscan.methods.base import Method, Schedule
 from vscan.methods.vscan import VScan
@@ -35,11 +36,12 @@ def registered(monkeypatch):
     monkeypatch.setitem(METHODS, "in decoder", InDecoder)
 
 
-def fitted(method="vscan", num_tokens=576, has_cls=True, num_layers=8, **given) -> Fitted:
+def fitted(method="vscan", num_tokens=576, has_cls=True, num_layers=8, rank_with_rotary=True, **given) -> Fitted:
     text = SimpleNamespace(**{**vars(TEXT), "num_hidden_layers": num_layers})
     made = make_method(method, given.pop("fields", {}))
     config = ReductionConfig(method, **given)
-    return Fitted.of(config, made, num_tokens=num_tokens, num_vision_layers=24, text_config=text, has_cls=has_cls)
+    known = {"num_tokens": num_tokens, "num_vision_layers": 24, "text_config": text}
+    return Fitted.of(config, made, **known, has_cls=has_cls, rank_with_rotary=rank_with_rotary)
 
 
 # ---------------------------------------------------------------------------------------------------------- Fitted
@@ -211,3 +213,30 @@ def test_a_call_without_pictures_has_no_plan():
         pytest.raises(ValueError, match=r"^expected pixel_values to plan for, got none$"),
     ):
         reduction.plan(input_ids=torch.tensor([[1, 5]]))
+
+
+class Half(Method):
+    """Keeps the first half of what it is asked for."""
+
+    def encode(self, views, num):
+        slots = torch.arange(num).expand(len(views.features), -1)
+        return Kept(slots, valid=slots < num // 2)
+
+
+def test_a_method_that_keeps_fewer_than_asked_is_counted_by_what_it_keeps(monkeypatch):
+    monkeypatch.setitem(METHODS, "half", Half)
+    model = tiny_llava(num_layers=4, vision_layers=4, side=8)
+    ids, mask = prompt([[1, "image", 5], [1, 4, "image", 6, 7]], 64)
+    inputs = {"input_ids": ids, "attention_mask": mask, "pixel_values": pictures(model, 2)}
+    with vscan.reduce(model, "half", 20, {2: 5}) as reduction, torch.no_grad():
+        model(**inputs)
+        stats, plan = reduction.stats(), reduction.plan(**inputs)
+    assert [row.stages for row in stats.rows] == [[[0, 10], [2, 5]]] * 2
+    assert [row.kept[0] for row in stats.rows] == [list(range(10))] * 2
+    assert stats.cache_lengths == [stage.length for stage in plan.of_layers] == [14, 14, 9, 9]
+
+
+def test_the_rotary_embedding_in_the_ranking_is_the_method_s_or_the_model_s():
+    assert not fitted(layers=((2, 0.5),), rank_with_rotary=False).rank_with_rotary
+    assert fitted("fastv", layers=((2, 0.5),), rank_with_rotary=False).rank_with_rotary
+    assert fitted(layers=((2, 0.5),)).rank_with_rotary

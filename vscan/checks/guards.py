@@ -91,11 +91,11 @@ def check_prefill(cache: Cache, state: PromptState, num_layers: int) -> Cached:
     lengths, starts = [], state.by_start
     for start, end in pairwise([*starts, num_layers]):
         expected = starts[start].length
+        lengths += [expected] * (end - start)
         for layer in range(start, end):
             got, exact = held(cache, layer)
             if got != expected if exact else got < expected:
                 raise LibraryChanged(f"{expected} columns in the cache of layer {layer} after the prompt", str(got))
-            lengths.append(got if exact else expected)
     return Cached(lengths, *cache_size(cache))
 
 

@@ -106,7 +106,7 @@ def copy_of(cls: type, config, implementation: str, random: torch.Generator) -> 
     model = build(cls, config, dtype=torch.float32, attn_implementation=implementation).eval()
     for parameter in model.parameters():
         centre = 0.0 if parameter.ndim > 1 else float(parameter.mean())
-        parameter.copy_(centre + 0.3 * torch.randn(parameter.shape, generator=random, dtype=torch.float32))
+        parameter.copy_(centre + 0.3 * torch.randn(parameter.shape, generator=random))
     return model
 
 

@@ -6,6 +6,7 @@ import functools
 
 import pytest
 import torch
+import transformers.models.clip.modeling_clip as clip
 from contracts.families import FAMILIES, ROWS
 from helpers import tiny_llava
 from transformers import DynamicCache, LlamaConfig, LlamaModel
@@ -144,3 +145,12 @@ def test_a_decoder_whose_cache_keeps_nothing_is_found_in_every_family(monkeypatc
         pytest.raises(LibraryChanged, match="columns in the cache of layer 0 after the prompt, got 0"),
     ):
         model(**inputs, use_cache=True)
+
+
+def test_a_clip_block_that_does_more_than_its_parts_is_found(untried, monkeypatch):
+    forward = clip.CLIPEncoderLayer.forward
+    monkeypatch.setattr(
+        clip.CLIPEncoderLayer, "forward", lambda self, *args, **kwargs: 1.1 * forward(self, *args, **kwargs)
+    )
+    with pytest.raises(LibraryChanged, match="expected the features of a CLIP tower taken apart to be the same"):
+        check(tiny_model())
