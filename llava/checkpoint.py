@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from llava.conversation import get_conversation
-from llava.model.check import _tokens_per_image, check_checkpoint, check_reduction
+from llava.model.check import check_checkpoint, check_reduction, tokens_per_image
 from vscan.config import ReductionConfig
 from vscan.io.load import Checkpoint, Loaded, Panel, Sight
 
@@ -20,7 +20,7 @@ class LlavaCheckpoint(Checkpoint):
     def _check(self) -> tuple[dict, int | None]:
         config = check_checkpoint(self.folder)
         # A tower that lies on the hub is one of theirs.
-        return config, _tokens_per_image(config, Path(self.folder)) or USUAL_TOKENS
+        return config, tokens_per_image(config, Path(self.folder)) or USUAL_TOKENS
 
     def check_reduction(self, reduction: ReductionConfig) -> None:
         check_reduction(reduction, self.config, self.folder)

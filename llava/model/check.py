@@ -139,7 +139,7 @@ def check_reduction(reduction: ReductionConfig | None, config: dict, folder: str
     """
     if reduction is None:
         return
-    num_tokens = _tokens_per_image(config, Path(folder))
+    num_tokens = tokens_per_image(config, Path(folder))
     check_budget(reduction, config, num_tokens)
     check_layers(reduction, config, num_tokens)
 
@@ -156,7 +156,7 @@ def check_budget(reduction: ReductionConfig, config: dict, num_tokens: int | Non
         )
 
 
-def _tokens_per_image(config: dict, folder: Path) -> int | None:
+def tokens_per_image(config: dict, folder: Path) -> int | None:
     """Patches of an image; None where the vision tower's config is not at hand."""
     name = config.get("mm_vision_tower")
     if name is not None:
