@@ -1,6 +1,5 @@
 """What to reduce, and to how much. Imports no torch, so that a bad command line is refused at once."""
 
-import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -83,33 +82,12 @@ def check_layers(layers: Any) -> tuple[tuple[int, Budget], ...]:
     return tuple(stages)
 
 
-def parse_list(text: str | None, name: str) -> list | None:
-    """Read a list from a command line: '[8,16]' -> [8, 16], 'None' or no flag at all -> None; ValueError otherwise."""
-    try:
-        value = None if text is None else ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        value = text
-    if value is not None and not isinstance(value, list | tuple):
-        raise ValueError(f"{name}: expected a list such as '[16]', or None, got {text!r}")
-    return None if value is None else list(value)
-
-
 @dataclass(frozen=True)
 class ReductionConfig:
     """One reduction: a method, its budgets and its hyper-parameters.
 
     Args:
-        method: a name in `vscan.METHODS`.
-        visual_tokens: tokens kept per view after the vision encoder (`count` says how); None keeps all.
-        layers: {decoder layer: budget}: before that layer (0-based) visual tokens are pruned to the budget; an int is
-            a count per view.
-        average: instead of both budgets, the visual tokens of a view on average over the decoder's layers, a count or
-            a share: the method's own way there (`Method.schedule`).
-        preset: instead of both budgets, the name of a published schedule of the method (`Method.presets`).
-        group: what one budget is for, "view" or "image": all crops of a picture; None is the method's own.
-        frame_cls: whether a frame's [CLS] token is kept; None where frames have none.
-        positions: "compact" renumbers positions without gaps after a reduction, "original" leaves every token at the
-            position it had, "auto" is what the method's authors did on that model.
+        method, visual_tokens, layers, positions, average, preset, group, frame_cls: as `vscan.reduce` takes them.
         fields: the method's own hyper-parameters, where they differ from its defaults.
 
     Raises:
@@ -145,25 +123,6 @@ class ReductionConfig:
         if len(given) > 1:
             raise ValueError(f"expected one of average, preset, or visual_tokens and layers, got {' and '.join(given)}")
         object.__setattr__(self, "fields", dict(self.fields))
-
-    @classmethod
-    def from_lists(cls, visual_tokens: Budget | None, layer_list, image_token_list, **rest) -> "ReductionConfig | None":
-        """Build the configuration from the published flags; None (the dense model) where nothing is to be reduced.
-
-        Args:
-            visual_tokens: `--visual_token_num`.
-            layer_list, image_token_list: the two lists, of equal length, or None.
-        """
-        layer_list, image_token_list = layer_list or [], image_token_list or []
-        if len(layer_list) != len(image_token_list):
-            raise ValueError(
-                "layer_list and image_token_list: expected one budget per layer, "
-                f"got {len(layer_list)} layers {layer_list} and {len(image_token_list)} budgets {image_token_list}"
-            )
-        if visual_tokens is None and not layer_list:
-            return None
-        stages = tuple(zip(layer_list, image_token_list, strict=True))
-        return cls(visual_tokens=visual_tokens, layers=stages, **rest)
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain values, for the record beside an answers file."""

@@ -2,8 +2,16 @@
 
 import argparse
 
-from vscan.config import POSITIONS, ReductionConfig, parse_list
-from vscan.eval.arguments import add, add_schedule_arguments, by_schedule, positive, probability
+from vscan.config import POSITIONS, ReductionConfig
+from vscan.eval.arguments import (
+    add,
+    add_schedule_arguments,
+    by_schedule,
+    config_of_lists,
+    parse_list,
+    positive,
+    probability,
+)
 from vscan.methods import METHODS
 
 # What `vscan.models.qwen2_5_vl` settles once the model is there.
@@ -72,7 +80,7 @@ def reduction_config(args: argparse.Namespace, hyper_parameters: dict) -> Reduct
             "--layer-list and --image-token-ratio-list: expected one share per layer, "
             f"got {len(layers)} layers {layers} and {len(ratios)} shares {ratios}"
         )
-    return ReductionConfig.from_lists(
+    return config_of_lists(
         None if args.image_token_ratio == 1 else args.image_token_ratio,
         layers,
         [float(value) for value in ratios],

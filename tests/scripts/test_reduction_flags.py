@@ -8,7 +8,8 @@ import pytest
 from script_helpers import ROOT, dry
 
 from scripts.reduction_flags import ENCODERS, SHARES, STAGES, TOKENS, flags
-from vscan.config import ReductionConfig, parse_list
+from vscan.config import ReductionConfig
+from vscan.eval.arguments import parse_list
 from vscan.flops import average_tokens, tokens_per_layer
 from vscan.methods import METHODS
 

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vscan.config import POSITIONS, ReductionConfig, check_budget, check_layers, count, parse_list
+from vscan.config import POSITIONS, ReductionConfig, check_budget, check_layers, count
+from vscan.eval.arguments import config_of_lists, parse_list
 from vscan.methods import METHODS
 
 quick = settings(deadline=None, derandomize=True)
@@ -51,7 +52,8 @@ def test_a_configuration_is_made_and_refused_without_torch():
     code = """
 import sys
 from vscan import ReductionConfig
-print(ReductionConfig.from_lists(96, [16], [32], method="vispruner", fields={"important_ratio": 0.5}).to_dict())
+from vscan.eval.arguments import config_of_lists
+print(config_of_lists(96, [16], [32], method="vispruner", fields={"important_ratio": 0.5}).to_dict())
 try:
     ReductionConfig(method="nothing")
 except ValueError as error:
@@ -278,7 +280,7 @@ def test_a_literal_that_python_cannot_build_is_refused_as_well():
     ],
 )
 def test_the_published_flags(visual_tokens, layer_list, image_token_list, expected):
-    config = ReductionConfig.from_lists(visual_tokens, layer_list, image_token_list)
+    config = config_of_lists(visual_tokens, layer_list, image_token_list)
     if expected is None:
         assert config is None
     else:
@@ -288,14 +290,12 @@ def test_the_published_flags(visual_tokens, layer_list, image_token_list, expect
 
 def test_the_published_flags_as_they_are_typed():
     layer_list, image_token_list = (parse_list(text, "--list") for text in ("[16]", "[32]"))
-    config = ReductionConfig.from_lists(96, layer_list, image_token_list)
+    config = config_of_lists(96, layer_list, image_token_list)
     assert config == ReductionConfig("vscan", 96, {16: 32})
 
 
 def test_further_settings_go_along_with_the_published_flags():
-    config = ReductionConfig.from_lists(
-        64, None, None, method="vispruner", positions="original", fields={"important_ratio": 0.75}
-    )
+    config = config_of_lists(64, None, None, method="vispruner", positions="original", fields={"important_ratio": 0.75})
     assert config == ReductionConfig("vispruner", 64, (), "original", {"important_ratio": 0.75})
 
 
@@ -308,12 +308,12 @@ def test_further_settings_go_along_with_the_published_flags():
     ],
 )
 def test_lists_of_unequal_length_are_refused(visual_tokens, layer_list, image_token_list, message):
-    said = refusal(ReductionConfig.from_lists, visual_tokens, layer_list, image_token_list)
+    said = refusal(config_of_lists, visual_tokens, layer_list, image_token_list)
     assert said == f"layer_list and image_token_list: expected one budget per layer, {message}"
 
 
 def test_published_lists_are_not_reordered():
-    said = refusal(ReductionConfig.from_lists, 96, [16, 8], [32, 64])
+    said = refusal(config_of_lists, 96, [16, 8], [32, 64])
     assert said == "layers: expected ascending decoder layers, got 8 after 16"
 
 

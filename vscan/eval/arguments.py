@@ -4,7 +4,7 @@ import argparse
 import ast
 import math
 
-from ..config import POSITIONS, ReductionConfig, parse_list
+from ..config import POSITIONS, Budget, ReductionConfig
 from ..fields import READABLE, REQUIRED, Field
 from ..methods import METHODS, method_fields
 from .guard import Parser, run_command
@@ -195,6 +195,39 @@ def add_field(group, field: Field, default) -> None:
     )
 
 
+def parse_list(text: str | None, name: str) -> list | None:
+    """Read a list from a command line: '[8,16]' -> [8, 16], 'None' or no flag at all -> None; ValueError otherwise."""
+    try:
+        value = None if text is None else ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        value = text
+    if value is not None and not isinstance(value, list | tuple):
+        raise ValueError(f"{name}: expected a list such as '[16]', or None, got {text!r}")
+    return None if value is None else list(value)
+
+
+def config_of_lists(visual_tokens: Budget | None, layer_list, image_token_list, **rest) -> ReductionConfig | None:
+    """The configuration that the published flags stand for; None (the dense model) where nothing is to be reduced.
+
+    Args:
+        visual_tokens: `--visual_token_num`.
+        layer_list, image_token_list: the two lists, of equal length, or None.
+
+    Raises:
+        ValueError: for lists of unequal length.
+    """
+    layer_list, image_token_list = layer_list or [], image_token_list or []
+    if len(layer_list) != len(image_token_list):
+        raise ValueError(
+            "layer_list and image_token_list: expected one budget per layer, "
+            f"got {len(layer_list)} layers {layer_list} and {len(image_token_list)} budgets {image_token_list}"
+        )
+    if visual_tokens is None and not layer_list:
+        return None
+    stages = tuple(zip(layer_list, image_token_list, strict=True))
+    return ReductionConfig(visual_tokens=visual_tokens, layers=stages, **rest)
+
+
 def by_schedule(args: argparse.Namespace, hyper_parameters: dict, budgets: list[str]) -> ReductionConfig | None:
     """The reduction that --average or --preset asks for; None where neither was given.
 
@@ -222,7 +255,7 @@ def reduction_config(args: argparse.Namespace, hyper_parameters: dict) -> Reduct
     budgets = [
         name for name in ("visual_token_num", "layer_list", "image_token_list") if getattr(args, name) is not None
     ]
-    return by_schedule(args, hyper_parameters, [f"--{name}" for name in budgets]) or ReductionConfig.from_lists(
+    return by_schedule(args, hyper_parameters, [f"--{name}" for name in budgets]) or config_of_lists(
         args.visual_token_num,
         parse_list(args.layer_list, "--layer_list"),
         parse_list(args.image_token_list, "--image_token_list"),

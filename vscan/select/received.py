@@ -1,8 +1,8 @@
 """Attention *received*: how much the tokens of a segment attend to each of them, without an N x N map.
 
 A vision tower without [CLS] ranks its patches by this (VScan on Qwen2.5-VL). Memory grows linearly: queries come in
-chunks, one head at a time, and a chunk of logits stays in the processor's cache. `received_gpu` does the same on a GPU
-in two kernels.
+chunks, one head at a time, and a chunk of logits stays in the processor's cache. On a GPU `vscan.kernels.received` does
+the same in two kernels.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ CHUNK_ELSEWHERE = 2**25
 def gpu_version() -> Callable | None:
     """`received_by_kernel`, or None where Triton is not installed."""
     try:
-        from .received_gpu import received_by_kernel
+        from ..kernels.received import received_by_kernel
     except ImportError:
         return None
     return received_by_kernel

@@ -108,7 +108,7 @@ def test_a_gpu_takes_the_kernel_where_triton_is_installed(monkeypatch, device, d
 
 def test_without_triton_there_is_no_kernel(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.delitem(sys.modules, "vscan.select.received_gpu", raising=False)
+    monkeypatch.delitem(sys.modules, "vscan.kernels.received", raising=False)
     received.gpu_version.cache_clear()
     try:
         assert received.gpu_version() is None

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .scan import top
+from ..select.scan import top
 
 
 def per_item(numbers: Sequence[int], device: torch.device) -> Tensor:

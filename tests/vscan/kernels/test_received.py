@@ -26,7 +26,7 @@ DTYPES = [torch.float32, torch.float16]  # Triton's interpreter multiplies the b
 
 CHILD = """
 import sys, torch
-from vscan.select.received_gpu import received_by_kernel
+from vscan.kernels.received import received_by_kernel
 torch.save([received_by_kernel(*case) for case in torch.load(sys.argv[1])], sys.argv[2])
 """
 
