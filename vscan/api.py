@@ -22,7 +22,8 @@ class Reduction:
         model: the model that generates.
         config: what was asked for.
         processor: of the model, for methods that read text.
-        text: what methods read that do, one text a prompt; it may be set anew before every call.
+        text: what these read, one a prompt, which may be set anew before every call; None: what follows the prompt's
+            last picture.
 
     Raises:
         ValueError: for a budget, a layer, a hyper-parameter or a model that does not fit.
@@ -34,8 +35,8 @@ class Reduction:
         fields = {**self.family.defaults(config.method), **of_checkpoint, **config.fields}
         self.config, self.method = config, make_method(config.method, fields)
         self.fitted = self.family.fit(config, self.method)
-        self.method.prepare(model, processor)
-        self.text = text
+        self.read = self.method.prepare(model, processor)
+        self.processor, self.text = processor, text
         self.tower_memory: TowerMemory | None = None
         self.last: PromptState | None = None
         self.force = Force()
@@ -166,7 +167,7 @@ def reduce(
             method's own.
         frame_cls: whether a frame's [CLS] token is kept, on models whose frames have one.
         processor: of the model, where a method reads text.
-        text: one text a prompt, where a method reads text; None takes it from the prompt.
+        text: one text a prompt, where a method reads text; None takes what follows the prompt's last picture.
         **fields: the method's hyper-parameters, such as window=6 or important_ratio=0.75.
 
     Raises:

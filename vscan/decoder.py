@@ -216,7 +216,8 @@ class Prefill:
         if call is not None:
             call.encoded, call.reduced = False, cache is not None
         self.model, self.fitted = model, model.reduction.fitted
-        self.num_columns = (call and call.num_columns) or hidden.shape[1]
+        whole = hidden if call is None or call.input_ids is None else call.input_ids
+        self.num_columns = whole.shape[1]
         self.segment = Segment.whole(prompt, hidden, padding_mask(attention_mask, hidden.shape[1]), position_ids)
         stages = Plan.of(self.fitted, prompt).stages
         self.whole, self.planned = stages[0], {stage.start: stage for stage in stages[1:]}

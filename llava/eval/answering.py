@@ -138,7 +138,8 @@ class Answering:
         self.tokenizer, self.model, self.reduction, self.generation = tokenizer, model, reduction, generation
         self.is_original = is_original(model)
         takes_features = takes_encoded(model)
-        self.shares_images = self.is_original or takes_features
+        reads_text = reduction is not None and reduction.read is not None  # and keeps what that asks for
+        self.shares_images = (self.is_original or takes_features) and not reads_text
 
     def __call__(self, prompts: list[Prompt]) -> list[Answer]:
         lengths = [self._image_length(prompt) for prompt in prompts]

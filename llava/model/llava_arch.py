@@ -10,6 +10,7 @@ from vscan.compat import unpad_image
 from vscan.methods.base import Layout
 from vscan.models.encoded import EncodedImages, all_finite
 from vscan.models.family import reduce_views
+from vscan.models.texts import behind_last, owners, texts_of
 from vscan.models.towers import clip_views, grid_of
 from vscan.prompt import VisualPrompt, placed
 
@@ -40,7 +41,11 @@ class LlavaMetaForCausalLM:
     reduction_family = "llava.model.family:OriginalLlava"
 
     def encode_images(
-        self, images: Tensor, of_images: list[int] | None = None, layouts: list[Layout | None] | None = None
+        self,
+        images: Tensor,
+        of_images: list[int] | None = None,
+        layouts: list[Layout | None] | None = None,
+        texts: list | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Encode and project images; under a reduction each keeps its budget (`vscan.models.family.reduce_views`).
 
@@ -48,6 +53,7 @@ class LlavaMetaForCausalLM:
             images: [V, 3, H, W].
             of_images: views of each picture; None: one.
             layouts: how the crops of each lie, where one budget is for all crops of a picture.
+            texts: of every view, where the method reads text.
 
         Returns:
             [V, N, D] in raster order; and which tokens are left, bool [V, N], or None where all are.
@@ -63,7 +69,7 @@ class LlavaMetaForCausalLM:
         else:
             counts = [1] * len(images) if of_images is None else of_images
             given = (reduction, tower.vision_tower, project, images, tower.select_layer, counts, layouts)
-            batches, finite = clip_views(*given)
+            batches, finite = clip_views(*given, texts)
             reduced = [reduce_views(reduction.fitted, *batch)[:2] for batch in batches]
             features, kept = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*reduced, strict=True))
         check_finite(finite, features.dtype)
@@ -105,18 +111,23 @@ class LlavaMetaForCausalLM:
         return torch.cat((base, grid.flatten(1).transpose(0, 1)))
 
     def embed_images(
-        self, images: Tensor | list[Tensor] | None, image_sizes: list[tuple[int, int]] | None
+        self,
+        images: Tensor | list[Tensor] | None,
+        image_sizes: list[tuple[int, int]] | None,
+        prompts: list[list[int]] | None = None,
     ) -> EncodedImages | None:
         """Encode images and put the crops of each together; None where there is none.
 
         Args:
             images: [V, 3, H, W], one view each; or crops [n_i, 3, H, W] of every image.
             image_sizes: (width, height) of every picture, where images come as crops.
+            prompts: token ids of the prompts that hold them, where a method reads text.
         """
         if images is None:
             return None
+        texts = self.texts_of(prompts, [len(crops) if crops.ndim == 4 else 1 for crops in images])
         if isinstance(images, Tensor) and images.ndim == 4:
-            encoded, kept = self.encode_images(images)
+            encoded, kept = self.encode_images(images, texts=texts)
             num_kept = [encoded.shape[1] if kept is None else self.model.reduction.fitted.num_kept] * len(images)
             return EncodedImages(
                 pooler_output=list(encoded),
@@ -130,7 +141,7 @@ class LlavaMetaForCausalLM:
         layouts = None
         if fitted is not None and fitted.group == "image":
             layouts = [self.layout(number, size) for number, size in zip(views, sizes, strict=True)]
-        encoded, kept = self.encode_images(torch.cat(list(images)), views, layouts)
+        encoded, kept = self.encode_images(torch.cat(list(images)), views, layouts, texts)
 
         def packed(crops: Tensor, newline: Tensor | None) -> list[Tensor]:
             pairs = zip(crops.split(views), sizes, strict=True)
@@ -145,6 +156,17 @@ class LlavaMetaForCausalLM:
             fixed = "unpad" not in self.merge_type
             num_kept = [fitted.num_kept_of(number) for number in views] if fixed else None
         return EncodedImages(pooler_output=features, kept=kept, num_views=views, num_kept=num_kept)
+
+    def texts_of(self, prompts: list[list[int]] | None, views: list[int]) -> list | None:
+        """The text of every view's prompt, where the method reads text; `views` says how many a picture has."""
+        reduction = self.model.reduction
+        if reduction is None or reduction.read is None or not reduction.fitted.reduces_views:
+            return None
+        if prompts is None:
+            raise ValueError(f"method {reduction.config.method!r} reads text: expected prompts beside images, got none")
+        pictures = owners([row.count(IMAGE_TOKEN_INDEX) for row in prompts], [1] * len(views))
+        of_views = [prompt for prompt, number in zip(pictures, views, strict=True) for _ in range(number)]
+        return texts_of(reduction, [behind_last(row, [IMAGE_TOKEN_INDEX]) for row in prompts], of_views)
 
     def layout(self, num_crops: int, image_size: tuple[int, int] | None) -> Layout | None:
         """How the crops of a picture lie: token numbers, from 1, sent through `pack_crops`; None for one crop."""
@@ -199,7 +221,7 @@ class LlavaMetaForCausalLM:
         num_given = 0 if given is None else len(given)
         if sum(num_images) != num_given:
             raise ValueError(f"expected as many images as the prompts name, {num_images}, got {num_given}")
-        encoded = self.embed_images(images, image_sizes) if image_features is None else image_features
+        encoded = self.embed_images(images, image_sizes, rows) if image_features is None else image_features
         features = [] if encoded is None else encoded.pooler_output
         sizes = iter([len(feature) for feature in features])
         rows = [

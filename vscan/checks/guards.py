@@ -25,13 +25,13 @@ class Generation:
     """What is known of the `generate` call under way.
 
     Args:
-        num_columns: of its prompt, or None. Without a cache every step brings the answer so far as well, and the query
-            must stay the last token of the prompt.
+        input_ids: long [B, L], its prompts, or None. Without a cache every step brings the answer so far as well, and
+            the query must stay the last token of the prompt.
         encoded: pictures were encoded under a reduction, and the decoder has not been given them yet.
         reduced: a prompt was reduced, so that there is a cache which holds its state.
     """
 
-    num_columns: int | None
+    input_ids: Tensor | None
     encoded: bool = False
     reduced: bool = False
 
@@ -40,9 +40,9 @@ generation: ContextVar[Generation | None] = ContextVar("generation", default=Non
 
 
 @contextmanager
-def generating(num_columns: int | None) -> Iterator[Generation]:
-    """While a `generate` call is under way: the decoder knows its prompt's columns, or None where it sees them."""
-    token = generation.set(Generation(num_columns))
+def generating(input_ids: Tensor | None) -> Iterator[Generation]:
+    """While a `generate` call is under way: what is encoded and decoded in it knows its prompts, where they came."""
+    token = generation.set(Generation(input_ids))
     try:
         yield generation.get()
     finally:

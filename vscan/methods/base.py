@@ -65,6 +65,7 @@ class Views:
         queries: {layer: [V, C]}, the query of [CLS] in the same layers.
         num_heads: of those.
         layout: where the views are the crops of one picture and `Needs.group` is "image"; None for a single view.
+        text: one a view, what `Method.prepare`'s function made of its prompt's text; None where it gave none.
         state: what `Method.block` left in the blocks of the tower.
     """
 
@@ -78,6 +79,7 @@ class Views:
     queries: dict[int, Tensor] = field(default_factory=dict)
     num_heads: int = 1
     layout: Layout | None = None
+    text: list | None = None
     state: dict = field(default_factory=dict)
 
 
@@ -244,8 +246,10 @@ class Method:
             if not -num_layers <= layer < num_layers:
                 raise ValueError(f"{type(self).__name__}: expected one of {num_layers} vision layers, got {layer}")
 
-    def prepare(self, model: nn.Module, processor: Any) -> None:
-        """Called once, before a reduction is put in force: fetch what encodes text; ValueError where it is missing."""
+    def prepare(self, model: nn.Module, processor: Any) -> Callable[[list[str]], list] | None:
+        """What a method that reads text makes of texts, one a prompt: the function that fills `Views.text`. Called
+        once, before a reduction is put in force; ValueError where something is missing for it."""
+        return None
 
     def schedule(self, average: Budget, num_layers: int, num_tokens: int | None) -> Schedule:
         """Budgets that leave so many visual tokens of a view on average over the decoder's layers. A method that

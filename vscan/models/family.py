@@ -2,6 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +17,7 @@ from ..plan import Fitted
 from ..prompt import VisualPrompt
 from .encoded import EncodedImages, Modality, all_finite
 from .install import describe, encode_all, install_on_shell
+from .texts import texts_of_call
 
 
 class Family(ABC):
@@ -127,6 +130,15 @@ class ViewFamily(ShellFamily):
         """
         return [views.flatten(0, 1) for views in crops]
 
+    def with_texts(self, reduction, name: str, batches: list[tuple[Views, list[int]]], call: dict) -> list:
+        """The same views, each beside the text of its prompt."""
+        of_images = [number for _, numbers in batches for number in numbers]
+        height, width = batches[0][0].grid
+        crops = [torch.zeros(number, height * width, 1) for number in of_images]
+        sizes = [len(picture) for picture in self.pack(crops, call, torch.zeros(1))]
+        texts = iter(texts_of_call(reduction, self.base.config, name, self.pixels, sizes, of_images))
+        return [(replace(views, text=list(islice(texts, len(views.features)))), numbers) for views, numbers in batches]
+
     def encode(self, reduction, name: str, original: Callable, call: dict) -> EncodedImages:
         num_views = self.num_views(call)
         if not reduction.fitted.reduces_views:
@@ -134,6 +146,8 @@ class ViewFamily(ShellFamily):
             sizes = [len(image) for image in images]
             return EncodedImages(pooler_output=images, num_views=num_views, num_kept=sizes, finite=all_finite(images))
         batches, finite = self.views(call, reduction)
+        if reduction.read is not None:
+            batches = self.with_texts(reduction, name, batches, call)
         crops, left, num_kept = [], [], []
         for views, of_images in batches:
             tokens, kept, number = reduce_views(reduction.fitted, views, of_images)

@@ -3,14 +3,14 @@ and what cannot work refused. Instances only, and all of it undone by one ExitSt
 
 import inspect
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import reduce
 
 import torch
 from torch import Tensor, nn
 
 from ..cache import state_of
-from ..checks.guards import check_finite, check_handed_out, generation
+from ..checks.guards import check_finite, check_handed_out, generating, generation
 from ..classes import mixed
 from ..compat import (
     ENCODED,
@@ -135,13 +135,15 @@ def encode_all(base: nn.Module, modalities: list[Modality], kwargs: dict) -> tup
         What was encoded of each modality that the call brings, and the call's keywords with that in them.
     """
     given, takes_images = {}, takes_encoded(base)
+    asking = generating(kwargs.get("input_ids")) if generation.get() is None else nullcontext()
     for part in modalities:
         images = encoded(kwargs, part.name)
         pixels = kwargs.get(part.pixels)
         if images is None and pixels is not None and len(pixels):
             encode = getattr(base, f"get_{part.name}_features")
             wanted = inspect.signature(encode).parameters.keys() & kwargs.keys()
-            images = encode(**{name: kwargs[name] for name in wanted})
+            with asking:
+                images = encode(**{name: kwargs[name] for name in wanted})
             kwargs[part.pixels] = None if takes_images else images
         if images is not None:
             given[part] = images

@@ -9,6 +9,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from itertools import islice
 from typing import ClassVar
 
 import torch
@@ -23,6 +24,7 @@ from ..select.received import attention_received
 from .encoded import EncodedImages
 from .family import ShellFamily, reduce_views
 from .install import swap_class
+from .texts import texts_of_call
 
 
 class ReducedTower:
@@ -36,12 +38,13 @@ class ReducedTower:
 
     reduction = None
 
-    def forward(self, hidden_states: Tensor, grid_thw: Tensor, **kwargs):
+    def forward(self, hidden_states: Tensor, grid_thw: Tensor, texts: list | None = None, **kwargs):
         """Encode images.
 
         Args:
             hidden_states: [patches, C * T * P * P], the pixels.
             grid_thw: long [num_images, 3], steps in time, height and width of each image in patches.
+            texts: of every view, where the method reads text.
 
         Returns:
             What the tower returns; `pooler_output` is [tokens, D] in raster order. Under a reduction it has `kept`,
@@ -72,7 +75,7 @@ class ReducedTower:
             rows[layer] = row if order is None else torch.empty_like(row).index_copy_(0, order.to(row.device), row)
         output.finite = tokens.isfinite().all()
         output.pooler_output, output.kept = reduce_images(
-            self, hidden_states.to(tokens.device), tokens, rows, grid_thw.tolist()
+            self, hidden_states.to(tokens.device), tokens, rows, grid_thw.tolist(), texts
         )
         return output
 
@@ -126,7 +129,12 @@ class Given(nn.Module):
 
 
 def reduce_images(
-    tower, pixel_values: Tensor, tokens: Tensor, rows: dict[int, Tensor], grids: list[list[int]]
+    tower,
+    pixel_values: Tensor,
+    tokens: Tensor,
+    rows: dict[int, Tensor],
+    grids: list[list[int]],
+    texts: list | None,
 ) -> tuple[Tensor, Tensor]:
     """Reduce each image to its budget; images vary in size, so that they come one after another.
 
@@ -136,6 +144,7 @@ def reduce_images(
         tokens: [N, D], what the tower's merger gives, in raster order.
         rows: {layer as the method wrote it: [N] fp32}.
         grids: steps in time, height and width of each image in patches.
+        texts: of every view, where the method reads text.
 
     Returns:
         [N, D], zeros where a token is dropped; and which are left, bool [N].
@@ -144,7 +153,7 @@ def reduce_images(
     lengths = [steps * height * width for steps, height, width in grids]
     sizes = [length // side**2 for length in lengths]
     of_images = {layer: row.split(sizes) for layer, row in rows.items()}
-    reduced, left = [], []
+    reduced, left, texts = [], [], texts and iter(texts)
     for image, (pixels, features) in enumerate(zip(pixel_values.split(lengths), tokens.split(sizes), strict=True)):
         steps, height, width = grids[image]
         views = Views(
@@ -153,6 +162,7 @@ def reduce_images(
             rows={layer: row[image].unflatten(0, (steps, -1)) for layer, row in of_images.items()},
             grid=(height // side, width // side),
             project=lambda states: states,
+            text=texts and list(islice(texts, steps)),
         )
         features, kept, _ = reduce_views(fitted, views, [steps])
         reduced.append(features.flatten(0, 1))
@@ -197,8 +207,12 @@ class Qwen2_5_VL(ShellFamily):
         )
 
     def encode(self, reduction, name: str, original: Callable, call: dict) -> EncodedImages:
+        views = call[f"{name}_grid_thw"][:, 0].tolist()
+        if reduction.read is not None and reduction.fitted.reduces_views:
+            sizes = (call[f"{name}_grid_thw"].prod(dim=1) // self.base.visual.spatial_merge_size**2).tolist()
+            call = {**call, "texts": texts_of_call(reduction, self.base.config, name, self.pixels, sizes, views)}
         output = original(**{**call, "return_dict": True})
-        images, views = pooled(output), call[f"{name}_grid_thw"][:, 0].tolist()
+        images = pooled(output)
         if not hasattr(output, "kept"):
             raise RuntimeError(
                 f"the reduced {type(self.base.visual).__name__} was not entered: something replaced its forward, and "

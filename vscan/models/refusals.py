@@ -66,7 +66,7 @@ def guard_generate(undo: ExitStack, model: nn.Module) -> None:
         kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
         check_generation(model, kwargs)
         ids = kwargs.get("input_ids") if kwargs.get("inputs") is None else kwargs["inputs"]
-        with generating(None if ids is None else ids.shape[1]):
+        with generating(ids):
             return original(**kwargs)
 
     replace_method(undo, model, "generate", generate)

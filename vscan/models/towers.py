@@ -143,6 +143,7 @@ def clip_views(
     feature_layer: int,
     of_images: list[int],
     layouts: list[Layout | None] | None = None,
+    texts: list | None = None,
 ) -> tuple[list[tuple[Views, list[int]]], Tensor]:
     """Run a CLIP tower for a reduction: what `Family.views` returns.
 
@@ -152,6 +153,7 @@ def clip_views(
         feature_layer: index into the tower's hidden states.
         of_images: views of each picture.
         layouts: how the crops of each lie, where one budget is for all crops of a picture.
+        texts: of every view, where the method reads text.
     """
     method, num = reduction.fitted.method, reduction.fitted.num_kept
     if type(method).block is not Method.block:  # what it makes of a view is its own
@@ -177,6 +179,7 @@ def clip_views(
             queries=cut(seen.queries),
             num_heads=tower.config.num_attention_heads,
             layout=layout,
+            text=texts and texts[part],
             state=seen.state,
         )
 

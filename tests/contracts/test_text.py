@@ -1,0 +1,113 @@
+"""What a method that reads text is given, on every model: the text of the prompt that a picture belongs to."""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+import torch
+from contracts.families import FAMILIES, ROWS, names_of
+
+import vscan
+from vscan.methods.base import Kept, Method, Schedule
+
+# A word a prompt of ROWS["unequal"], and the token that each stands for.
+WORDS = ["two", "three", "none", "five"]
+STARTS = {"two": 2, "three": 3, "none": 0, "five": 5}
+
+
+@dataclass(frozen=True)
+class Told(Method):
+    """Keeps tokens from the one on that a prompt's text names."""
+
+    def prepare(self, model, processor):
+        return lambda texts: [STARTS.get(text, len(text)) for text in texts]
+
+    def encode(self, views, num):
+        first = torch.tensor(views.text).unsqueeze(1)
+        return Kept(first + torch.arange(num))
+
+    def schedule(self, average, num_layers, num_tokens):
+        return Schedule(average)
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    return FAMILIES[request.param]
+
+
+@pytest.fixture(autouse=True)
+def told(monkeypatch):
+    monkeypatch.setitem(vscan.METHODS, "told", Told)
+    with torch.no_grad():
+        yield
+
+
+def budget(family):
+    return family.budgets["visual_tokens"]
+
+
+@pytest.mark.parametrize("generates", [False, True])
+def test_every_picture_is_read_beside_its_own_prompt(family, generates):
+    """Alone with its text, each prompt keeps the tokens that it keeps in the batch, and another text keeps others."""
+    model = family.model
+
+    def kept(rows, texts):
+        inputs = family.inputs(model, rows)
+        with vscan.reduce(model, "told", visual_tokens=budget(family), text=texts) as reduction:
+            if generates:
+                ids = inputs.pop("input_ids")
+                model.generate(ids, **inputs, max_new_tokens=1, do_sample=False)
+            else:
+                model(**inputs)
+            prompt = reduction.last.segments[0].prompt
+            return [left[visual].tolist() for visual, left in zip(prompt.visual, prompt.kept, strict=True)]
+
+    rows = ROWS["unequal"]
+    together = kept(rows, WORDS)
+    for row, word, found in zip(rows, WORDS, together, strict=True):
+        if names_of([row]):
+            assert found == kept([row], [word])[0]
+            assert found != kept([row], ["seven--"])[0]
+
+
+def test_without_a_text_it_is_what_follows_the_last_picture(family):
+    """The tokenizer is asked for the tokens behind it, and for nothing else."""
+    model, asked = family.model, []
+
+    def decode(ids, skip_special_tokens):
+        asked.append((list(ids), skip_special_tokens))
+        return "two"
+
+    processor = SimpleNamespace(tokenizer=SimpleNamespace(decode=decode))
+    rows = [[1, "wide", 5, 6, 7], [1, 9, "tall", 4]]
+    inputs = family.inputs(model, rows)
+    with vscan.reduce(model, "told", visual_tokens=budget(family), processor=processor):
+        model(**inputs)
+    tails = [ids[-3:] if number == 0 else ids[-1:] for number, (ids, _) in enumerate(asked)]
+    assert tails == [[5, 6, 7], [4]]
+    assert [len(ids) - family.markers // 2 for ids, _ in asked] == [3, 1]
+    assert all(skip for _, skip in asked)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "method 'told' reads text: expected text=[one a prompt], or processor= to decode the prompts with, got"),
+        (["two", "three"], "text: expected one for each of the 1 prompts, got 2"),
+    ],
+)
+def test_what_is_missing_is_said_in_one_line(family, text, message):
+    model = family.model
+    inputs = family.inputs(model, ROWS["one"])
+    reduced = vscan.reduce(model, "told", visual_tokens=budget(family), text=text)
+    with reduced, pytest.raises(ValueError, match=message.replace("[", r"\[")):
+        model(**inputs)
+
+
+def test_the_plan_reads_it_too(family):
+    model = family.model
+    inputs = family.inputs(model, ROWS["unequal"])
+    with vscan.reduce(model, "told", visual_tokens=budget(family), text=WORDS) as reduction:
+        plan = reduction.plan(**inputs)
+        model(**inputs)
+        assert [stage.num_visual for stage in plan.stages] == [s.num_visual for s in reduction.last.segments]
