@@ -249,7 +249,6 @@ class Method:
     def prepare(self, model: nn.Module, processor: Any) -> Callable[[list[str]], list] | None:
         """What a method that reads text makes of texts, one a prompt: the function that fills `Views.text`. Called
         once, before a reduction is put in force; ValueError where something is missing for it."""
-        return None
 
     def schedule(self, average: Budget, num_layers: int, num_tokens: int | None) -> Schedule:
         """Budgets that leave so many visual tokens of a view on average over the decoder's layers. A method that
