@@ -23,6 +23,7 @@ _ROOM_OF = {
     "apply": "api",
     "Reduction": "api",
     "ReductionConfig": "config",
+    "static_cache": "cache",
     "METHODS": "methods",
     "Method": "methods.base",
     "Views": "methods.base",

@@ -8,11 +8,12 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
-from transformers import Cache
+from torch import Tensor, nn
+from transformers import Cache, StaticCache
 
 from .classes import mixed, original_of
-from .compat import held
+from .compat import held, is_static
+from .plan import Plan
 from .prompt import Segment
 
 
@@ -175,6 +176,46 @@ class ReducedCache:
 
     def __reduce_ex__(self, protocol):
         raise ValueError("expected a cache of the dense model to pickle, got one that holds a reduced prompt")
+
+
+def static_cache(model: nn.Module, plan: Plan, max_new_tokens: int) -> StaticCache:
+    """A static cache for one batch of prompts: every layer as long as what it is given of them, and an answer.
+
+    Args:
+        model: the model that generates, with the reduction in force.
+        plan: of the prompts, what `Reduction.plan` gives.
+        max_new_tokens: the longest answer.
+
+    Raises:
+        ValueError: for an answer without a token.
+    """
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
+    config = model.config.get_text_config(decoder=True)
+    cache = StaticCache(config=config, max_cache_len=plan.length + max_new_tokens)
+    fit_static(cache, plan, shorten=True)
+    return cache
+
+
+def fit_static(cache: Cache, plan: Plan, shorten: bool) -> None:
+    """See to it that the layers of a static cache hold what they are given of prompts; other caches grow.
+
+    Args:
+        shorten: take off layers that are as long as the whole prompt and an answer what never reaches them.
+
+    Raises:
+        ValueError: for a layer that is too short, which a GPU would find out too late.
+    """
+    for index, (layer, stage) in enumerate(zip(cache.layers, plan.of_layers, strict=False)):
+        if not is_static(layer):
+            continue
+        if shorten and not layer.is_initialized:
+            layer.max_cache_len -= plan.length - stage.length
+        if layer.max_cache_len < stage.length:
+            raise ValueError(
+                f"expected a static cache with room for the {stage.length} columns of the prompt in layer {index}, got "
+                f"one of {layer.max_cache_len}: make one with vscan.static_cache, or a longer one"
+            )
 
 
 def hold(cache: Cache, state: PromptState, force: Force) -> None:

@@ -6,7 +6,8 @@ reduction is installed on it.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers import masking_utils
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, StaticLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .errors import LibraryChanged
@@ -53,7 +54,9 @@ def __getattr__(name: str) -> Any:
 CACHE_NAMES = ("cache", "past_key_values")
 CACHE = next((field.name for field in fields(BaseModelOutputWithPast) if field.name in CACHE_NAMES), "cache")
 ARGUMENTS = ("input_ids", "attention_mask", "position_ids", CACHE, "inputs_embeds", "use_cache")  # of a text model
-CACHE_IMPLEMENTATIONS = (None, "dynamic", "offloaded", "quantized", "static", "offloaded_static")
+STATIC_IMPLEMENTATIONS = ("static", "offloaded_static")
+LONGEST = "_previous_max_cache_length"
+CACHE_IMPLEMENTATIONS = (None, "dynamic", "offloaded", "quantized", *STATIC_IMPLEMENTATIONS)
 
 
 def take_cache(keywords: dict) -> Cache | None:
@@ -80,6 +83,25 @@ def held(cache: Cache, layer_idx: int) -> tuple[int, bool]:
         return length, True
     keys = getattr(cache.layers[layer_idx], "keys", None)
     return (0, True) if keys is None else (keys.shape[-2], False)
+
+
+def is_static(layer) -> bool:
+    """Whether a layer of a cache is as long from the start as it will ever be. It is laid out when it is first used,
+    at `max_cache_len`; `is_initialized` says whether it was."""
+    return isinstance(layer, StaticLayer) and not layer.is_sliding
+
+
+@contextmanager
+def forgotten_length(model: nn.Module) -> Iterator[None]:
+    """While `generate` makes a static cache: not as long as the longest that it ever made for this model, which it
+    remembers so as to compile less; a reduced prompt's own length it could not be told from."""
+    remembered = vars(model).pop(LONGEST, None)
+    try:
+        yield
+    finally:
+        vars(model).pop(LONGEST, None)
+        if remembered is not None:
+            setattr(model, LONGEST, remembered)
 
 
 def cache_size(cache: Cache) -> tuple[int | None, torch.dtype | None]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from .cache import PromptState, ReducedCache, hold, state_of
+from .cache import PromptState, ReducedCache, fit_static, hold, state_of
 from .checks.guards import check_dense, check_prefill, check_step, generation
 from .compat import (
     ARGUMENTS,
@@ -219,8 +219,10 @@ class Prefill:
         whole = hidden if call is None or call.input_ids is None else call.input_ids
         self.num_columns = whole.shape[1]
         self.segment = Segment.whole(prompt, hidden, padding_mask(attention_mask, hidden.shape[1]), position_ids)
-        stages = Plan.of(self.fitted, prompt).stages
-        self.whole, self.planned = stages[0], {stage.start: stage for stage in stages[1:]}
+        plan = Plan.of(self.fitted, prompt)
+        if cache is not None:
+            fit_static(cache, plan, shorten=call is not None and call.makes_cache)
+        self.whole, self.planned = plan.stages[0], {stage.start: stage for stage in plan.stages[1:]}
         self.starts = {0, *self.planned}
         self.entry, self.memory, self.before = None, {}, None
         positions, valid = self.segment.positions, self.segment.valid

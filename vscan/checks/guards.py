@@ -6,7 +6,7 @@ All of it is asked of the host; only whether features are finite is read from th
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from ..cache import Cached, Force, PromptState
-from ..compat import LibraryChanged, cache_of, cache_size, held, take_cache
+from ..compat import LibraryChanged, cache_of, cache_size, forgotten_length, held, take_cache
 from ..prompt import VisualPrompt
 
 
@@ -27,11 +27,13 @@ class Generation:
     Args:
         input_ids: long [B, L], its prompts, or None. Without a cache every step brings the answer so far as well, and
             the query must stay the last token of the prompt.
+        makes_cache: the cache is its own, and static: as long as the whole prompt and the answer in every layer.
         encoded: pictures were encoded under a reduction, and the decoder has not been given them yet.
         reduced: a prompt was reduced, so that there is a cache which holds its state.
     """
 
     input_ids: Tensor | None
+    makes_cache: bool = False
     encoded: bool = False
     reduced: bool = False
 
@@ -40,11 +42,16 @@ generation: ContextVar[Generation | None] = ContextVar("generation", default=Non
 
 
 @contextmanager
-def generating(input_ids: Tensor | None) -> Iterator[Generation]:
-    """While a `generate` call is under way: what is encoded and decoded in it knows its prompts, where they came."""
-    token = generation.set(Generation(input_ids))
+def generating(input_ids: Tensor | None, maker: nn.Module | None = None) -> Iterator[Generation]:
+    """While a `generate` call is under way: what is encoded and decoded in it knows its prompts, where they came.
+
+    Args:
+        maker: the model, where it makes a static cache in this call.
+    """
+    token = generation.set(Generation(input_ids, maker is not None))
     try:
-        yield generation.get()
+        with nullcontext() if maker is None else forgotten_length(maker):
+            yield generation.get()
     finally:
         generation.reset(token)
 

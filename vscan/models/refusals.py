@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from torch import Tensor, nn
 
 from ..checks.guards import generating
-from ..compat import CACHE_IMPLEMENTATIONS, take_cache
+from ..compat import CACHE_IMPLEMENTATIONS, STATIC_IMPLEMENTATIONS, take_cache
 from .encoded import Modality
 
 
@@ -32,11 +32,14 @@ def check_no_pictures(base: nn.Module, input_ids: Tensor | None, modalities: lis
             raise ValueError(f"expected {part.pixels} for the {number} {part.name} tokens of the prompt, got none")
 
 
-def check_generation(model, kwargs: dict) -> None:
+def check_generation(model, kwargs: dict) -> bool:
     """Refuse what cannot work with a prompt that gets shorter.
 
     Args:
         kwargs: the keywords of `generate`.
+
+    Returns:
+        Whether it will make a static cache of its own.
 
     Raises:
         ValueError: for assisted decoding, prefill in chunks, a paged cache, or a cache that holds an earlier turn.
@@ -55,6 +58,7 @@ def check_generation(model, kwargs: dict) -> None:
             f"expected an empty cache while visual tokens are reduced, got one of {int(cache.get_seq_length())} "
             "tokens: re-using a cache across turns is not supported"
         )
+    return cache is None and kind in STATIC_IMPLEMENTATIONS
 
 
 def guard_generate(undo: ExitStack, model: nn.Module) -> None:
@@ -64,9 +68,9 @@ def guard_generate(undo: ExitStack, model: nn.Module) -> None:
 
     def generate(*args, **kwargs):
         kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
-        check_generation(model, kwargs)
+        makes_cache = check_generation(model, kwargs)
         ids = kwargs.get("input_ids") if kwargs.get("inputs") is None else kwargs["inputs"]
-        with generating(ids):
+        with generating(ids, model if makes_cache else None):
             return original(**kwargs)
 
     replace_method(undo, model, "generate", generate)

@@ -107,9 +107,8 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         Raises:
             ValueError: for what cannot work while visual tokens are reduced (`vscan.models.refusals.check_generation`).
         """
-        if self.model.reduction is not None:
-            check_generation(self, kwargs)
+        makes_cache = self.model.reduction is not None and check_generation(self, kwargs)
         embeds, attention_mask, prompt = self.embed_prompts(inputs, attention_mask, images, image_sizes, image_features)
-        with generating(None) as call:
+        with generating(None, self if makes_cache else None) as call:
             call.encoded = prompt is not None
             return super().generate(inputs_embeds=embeds, attention_mask=attention_mask, visual_prompt=prompt, **kwargs)
