@@ -5,6 +5,8 @@ kernel holds a block of queries and walks over its segment's keys; the second ho
 queries, so that every sum stays inside a program: no atomics, and the same bits every time.
 """
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
@@ -64,8 +66,10 @@ def _column_kernel(
     tl.store(received + head.to(tl.int64) * length + columns, total / (end - start), mask=columns < end)
 
 
-def blocks_of(lengths: list[int], size: int, device: torch.device) -> Tensor:
-    """Cut segments into blocks of `size` tokens, the last of a segment shorter.
+@lru_cache(maxsize=16)
+def blocks_of(lengths: tuple[int, ...], size: int, device: torch.device) -> Tensor:
+    """Cut segments into blocks of `size` tokens, the last of a segment shorter. Remembered: it is made on the host, and
+    copied to the device.
 
     Returns:
         int32 [blocks, 3]: the block's first token, its segment's first token, the token behind its segment.
@@ -95,7 +99,7 @@ def received_by_kernel(query: Tensor, key: Tensor, lengths: list[int], scale: fl
     normalisers = torch.empty(num_heads, length, dtype=torch.float32, device=query.device)
     received = torch.empty_like(normalisers)
     with torch.cuda.device_of(query):  # Triton launches on the current device
-        blocks = blocks_of(lengths, own, query.device)
+        blocks = blocks_of(tuple(lengths), own, query.device)
         grid = (len(blocks), num_heads)
         strides = (*query.stride()[:2], *key.stride()[:2])
         numbers = (blocks, *strides, length, width, scale * 1.4426950408889634)  # exp(x) is 2^(x log2 e)

@@ -110,6 +110,8 @@ class RankedAttention:
         head_dim = query.shape[-1] // self.num_heads
         cos, sin = (part.to(projected.device).float().unsqueeze(0) for part in given["position_embeddings"])
         query, key = (rotate(split_heads(part.float(), head_dim), cos, sin)[0] for part in (query, key))  # H N d
+        if projected.device.type != "cpu":  # as the attention itself takes them, on the tensor cores
+            query, key = query.to(projected.dtype), key.to(projected.dtype)
         lengths = given["cu_seqlens"].diff().tolist()
         scores.of[self] = attention_received(query, key, lengths, self.scaling)
         same = copy.copy(self)  # with the projection at hand in place of the module that made it
