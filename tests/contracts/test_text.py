@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from contracts.families import FAMILIES, ROWS, names_of
+from qwen_helpers import image, inputs_of, tiny_qwen, video
 
 import vscan
 from vscan.methods.base import Kept, Method, Schedule
@@ -111,3 +112,18 @@ def test_the_plan_reads_it_too(family):
         plan = reduction.plan(**inputs)
         model(**inputs)
         assert [stage.num_visual for stage in plan.stages] == [s.num_visual for s in reduction.last.segments]
+
+
+def test_images_and_videos_of_one_prompt_are_both_read_beside_it():
+    model = tiny_qwen()
+    inputs = inputs_of([[1, image(8, 12), 5, video(2, 8, 8), 6], [1, video(3, 8, 6), 7]])
+    with vscan.reduce(model, "told", visual_tokens=0.25, text=["two", "three"]) as reduction:
+        model(**inputs)
+        prompt = reduction.last.segments[0].prompt
+    kept = [left[visual].tolist() for visual, left in zip(prompt.visual, prompt.kept, strict=True)]
+    assert kept == [run(2, 24, 96) + run(2, 16, 64) * 2, run(3, 12, 48) * 3]
+
+
+def run(start: int, num: int, num_tokens: int) -> list[bool]:
+    """A quarter of a view's tokens from one on."""
+    return [start <= token < start + num for token in range(num_tokens)]
