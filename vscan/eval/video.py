@@ -12,9 +12,10 @@ from functools import partial
 from pathlib import Path
 
 from .benchmark import Benchmark, DataFile, Scores, join, read_rows
-from .gold import check_entries, check_prompts, identity, percent, read_json, unjoined, write_rows
+from .gold import check_prompts, identity, percent, unjoined, write_rows
 from .judged import read_verdicts, tally
 from .normalise import normalise_evalai
+from .video_questions import read_joined
 
 METRIC = "accuracy (%) by a judge"
 # Name, title, the published folder, and its number of questions where it is known.
@@ -49,15 +50,7 @@ def read_gold(folder: str | Path, files: tuple[DataFile, ...]) -> list[dict]:
         FileNotFoundError: if a file is not in the folder.
         ValueError: for a file of another format, or questions and answers that do not belong together.
     """
-    asked_file, gold_file = (file.find(folder) for file in files[:2])
-    keys = {"question_id": object, "question": str, "video_name": str}
-    asked = check_entries(read_json(asked_file), keys, asked_file)
-    gold = check_entries(read_json(gold_file), {"question_id": object, "answer": object}, gold_file)
-    joined = join(asked, gold, gold_file, identity)
-    if None in joined:
-        problem = f"{joined.count(None)} have none, such as {identity(asked[joined.index(None)])}"
-        raise ValueError(f"{gold_file}: expected an answer to every question of {asked_file.name}, {problem}")
-    return [{**question, "answer": str(answer["answer"])} for question, answer in zip(asked, joined, strict=True)]
+    return read_joined(*(file.find(folder) for file in files[:2]))
 
 
 def read_predictions(file: str | Path) -> list[dict]:
