@@ -97,7 +97,7 @@ def apply(
     average: Budget | None = None,
     preset: str | None = None,
     group: str | None = None,
-    frame_cls: bool | None = None,
+    frame_cls: str | None = None,
     processor: Any = None,
     text: list[str] | None = None,
     **fields: Any,
@@ -140,7 +140,7 @@ def reduce(
     average: Budget | None = None,
     preset: str | None = None,
     group: str | None = None,
-    frame_cls: bool | None = None,
+    frame_cls: str | None = None,
     processor: Any = None,
     text: list[str] | None = None,
     **fields: Any,
@@ -164,7 +164,8 @@ def reduce(
         positions: "auto" (the method's, and the model's), "compact" or "original".
         group: what one budget is for, "view" or "image" (all crops of a picture, all frames of a clip); None is the
             method's own.
-        frame_cls: whether a frame's [CLS] token is kept, on models whose frames have one.
+        frame_cls: what becomes of the [CLS] token of a clip's frame, on models whose frames have one: "keep", the
+            default, has it beside every budget (methods that reduce in the decoder alone rank it), "drop" none.
         processor: of the model, where a method reads text.
         text: one text a prompt, where a method reads text; None takes it from the prompt.
         **fields: the method's hyper-parameters, such as window=6 or important_ratio=0.75.

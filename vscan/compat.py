@@ -21,6 +21,7 @@ from .errors import LibraryChanged
 
 _PLACES = {
     "BaseModelOutputWithPooling": "transformers.modeling_outputs",
+    "CLIPEncoderLayer": "transformers.models.clip.modeling_clip",
     "CLIPImageProcessorPil": "transformers",
     "LlamaPreTrainedModel": "transformers.models.llama.modeling_llama",
     "Qwen2VLImageProcessorPil": "transformers",
@@ -216,6 +217,12 @@ def takes_encoded(model: nn.Module) -> bool:
     return ENCODED in inspect.signature(model.forward).parameters
 
 
+def pixels_of_images(shell: nn.Module) -> str:
+    """The keyword by which a Video-LLaVA takes images: it was `pixel_values_images` before 5.23."""
+    taken = inspect.signature(type(shell).forward).parameters
+    return next(name for name in ("pixel_values", "pixel_values_images") if name in taken)
+
+
 def pooled(output) -> list[Tensor]:
     """The features in what a shell's `get_image_features` returned, one tensor a picture.
 
@@ -249,9 +256,14 @@ def clip_entry(tower: nn.Module, embedded: Tensor) -> Tensor:
     return tower.pre_layrnorm(embedded)
 
 
+def over_time(block: nn.Module, hidden: Tensor) -> Tensor:
+    """What the attention in a block's space gets of its input: in a video tower frames attend to each other first."""
+    return block.over_time(hidden) if hasattr(block, "over_time") else hidden
+
+
 def run_clip_block(block: nn.Module, hidden: Tensor) -> Tensor:
-    """One block, without a mask."""
-    return block(hidden, None)
+    """One block, without a mask, from what `over_time` gave."""
+    return block(hidden, None, **({"is_mixed": True} if hasattr(block, "over_time") else {}))
 
 
 def clip_parts(block: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:

@@ -9,6 +9,7 @@ from typing import Any
 Budget = int | float
 POSITIONS = ("auto", "compact", "original")
 GROUPS = ("view", "image")
+FRAME_CLS = ("keep", "drop")
 LATER = ("average", "preset", "group", "frame_cls")  # in a record only where they are given: older ones lack them
 
 
@@ -106,8 +107,10 @@ class ReductionConfig:
         average: instead of both budgets, the visual tokens of a view on average over the decoder's layers, a count or
             a share: the method's own way there (`Method.schedule`).
         preset: instead of both budgets, the name of a published schedule of the method (`Method.presets`).
-        group: what one budget is for, "view" or "image": all crops of a picture; None is the method's own.
-        frame_cls: whether a frame's [CLS] token is kept; None where frames have none.
+        group: what one budget is for, "view" or "image": all crops of a picture, all frames of a clip; None is the
+            method's own.
+        frame_cls: what becomes of the [CLS] token of a clip's frame: "keep" has it beside budgets, "drop" does not;
+            None is "keep" on models whose frames have one.
         positions: "compact" renumbers positions without gaps after a reduction, "original" leaves every token at the
             position it had, "auto" is what the method's authors did on that model.
         fields: the method's own hyper-parameters, where they differ from its defaults.
@@ -124,7 +127,7 @@ class ReductionConfig:
     average: Budget | None = None
     preset: str | None = None
     group: str | None = None
-    frame_cls: bool | None = None
+    frame_cls: str | None = None
 
     def __post_init__(self):
         from .methods import METHODS
@@ -138,6 +141,8 @@ class ReductionConfig:
         object.__setattr__(self, "layers", check_layers(self.layers))
         if self.group not in (None, *GROUPS):
             raise ValueError(f"group: expected one of {', '.join(GROUPS)}, or None, got {self.group!r}")
+        if self.frame_cls not in (None, *FRAME_CLS):
+            raise ValueError(f"frame_cls: expected one of {', '.join(FRAME_CLS)}, or None, got {self.frame_cls!r}")
         if self.average is not None:
             object.__setattr__(self, "average", check_budget(self.average, "average"))
         given = [name for name in ("average", "preset") if getattr(self, name) is not None]

@@ -1,5 +1,7 @@
 """What makes a language model a LLaVA: a vision tower, a projector, and images in the prompt."""
 
+from itertools import accumulate, pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -105,7 +107,7 @@ class LlavaMetaForCausalLM:
         return torch.cat((base, grid.flatten(1).transpose(0, 1)))
 
     def embed_images(
-        self, images: Tensor | list[Tensor] | None, image_sizes: list[tuple[int, int]] | None
+        self, images: Tensor | list[Tensor] | None, image_sizes: list[tuple[int, int]] | None = None
     ) -> EncodedImages | None:
         """Encode images and put the crops of each together; None where there is none.
 
@@ -168,6 +170,14 @@ class LlavaMetaForCausalLM:
         blank = torch.empty(num_crops, self.tokens_per_view, 1)
         return len(self.pack_crops(blank, image_size, torch.empty(1)))
 
+    def placeholders(self, images: Tensor | list[Tensor] | None) -> list[int]:
+        """How many placeholders each image takes in a prompt."""
+        return [] if images is None else [1] * len(images)
+
+    def placeholders_of(self, encoded: EncodedImages) -> list[int]:
+        """The same of images that are encoded."""
+        return [1] * len(encoded.pooler_output)
+
     def embed_prompts(
         self,
         input_ids: Tensor,
@@ -194,14 +204,14 @@ class LlavaMetaForCausalLM:
         rows = input_ids.tolist()
         masks = [[1] * len(row) for row in rows] if attention_mask is None else attention_mask.tolist()
         rows = [[token for token, keep in zip(*pair, strict=True) if keep] for pair in zip(rows, masks, strict=True)]
-        num_images = [row.count(IMAGE_TOKEN_INDEX) for row in rows]
-        given = images if image_features is None else image_features.pooler_output
-        num_given = 0 if given is None else len(given)
-        if sum(num_images) != num_given:
-            raise ValueError(f"expected as many images as the prompts name, {num_images}, got {num_given}")
+        named = [row.count(IMAGE_TOKEN_INDEX) for row in rows]
+        taken = self.placeholders(images) if image_features is None else self.placeholders_of(image_features)
+        num_images = images_of_rows(named, taken)
         encoded = self.embed_images(images, image_sizes) if image_features is None else image_features
         features = [] if encoded is None else encoded.pooler_output
-        sizes = iter([len(feature) for feature in features])
+        sizes = iter(
+            [len(image) // number for image, number in zip(features, taken, strict=True) for _ in range(number)]
+        )
         rows = [
             [out for token in row for out in ([token] * next(sizes) if token == IMAGE_TOKEN_INDEX else [token])]
             for row in rows
@@ -230,5 +240,26 @@ class LlavaMetaForCausalLM:
             None if encoded.num_kept is None else of_rows(encoded.num_kept),
             num_valid,
             None if encoded.kept is None else placed(torch.cat(encoded.kept), visual),
+            None if encoded.apart is None else placed(torch.cat(encoded.apart), visual),
+            None if encoded.num_apart is None else of_rows(encoded.num_apart),
         )
         return embeds.masked_scatter(visual.unsqueeze(-1), torch.cat(features).to(embeds)), mask, prompt
+
+
+def images_of_rows(named: list[int], taken: list[int]) -> list[int]:
+    """How many images belong to each prompt.
+
+    Args:
+        named: placeholders of each prompt.
+        taken: placeholders that each image takes, in the order in which the prompts name them.
+
+    Raises:
+        ValueError: if these are not those of the prompts.
+    """
+    ends = list(accumulate(taken, initial=0))
+    wanted = list(accumulate(named, initial=0))
+    if set(wanted) <= set(ends) and wanted[-1] == ends[-1]:
+        places = [ends.index(end) for end in wanted]
+        return [end - start for start, end in pairwise(places)]
+    each = "" if set(taken) <= {1} else f", which take {taken} placeholders"
+    raise ValueError(f"expected as many images as the prompts name, {named}, got {len(taken)}{each}")

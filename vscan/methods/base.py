@@ -104,7 +104,7 @@ class Stage:
     Args:
         layer: the layer about to run.
         hidden: [B, S, D], its input.
-        visual: bool [B, S], columns that hold a visual token.
+        visual: bool [B, S], columns that hold a visual token which competes for the budget.
         text: bool [B, S], columns of the prompt that hold a token of text.
         num: visual tokens to keep, one int an item.
         arriving: visual tokens that are there, one int an item; where they are as many as `num`, all stay.
@@ -224,6 +224,8 @@ class Method:
     positions: ClassVar[str] = "compact"
     # Whether its rows in the decoder apply the rotary embedding; None: as VScan ranks on that model.
     with_rotary: ClassVar[bool | None] = None
+    # Whether its stages in the decoder rank the [CLS] tokens of frames as any other; else these stay beside its budget.
+    ranks_cls: ClassVar[bool] = False
     # Published schedules whose counting differs from ours, by the name that `preset` gives.
     presets: ClassVar[dict[str, Schedule]] = {}
 
