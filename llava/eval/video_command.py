@@ -3,9 +3,11 @@
 import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 from llava.checkpoint import LlavaCheckpoint
 from llava.model.check_video import is_video
+from vscan.config import FRAME_CLS, GROUPS
 from vscan.eval.arguments import add, add_generation_arguments, add_reduction_arguments, positive
 from vscan.eval.guard import Parser
 from vscan.eval.records import Part
@@ -52,6 +54,10 @@ def _with_the_rest(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     add(parser, "--chunk-idx", type=int, default=0, help="the chunk to answer, from 0")
     add_generation_arguments(parser, MAX_NEW_TOKENS, default=0.0)
     add_reduction_arguments(parser)
+    cls_help = "the [CLS] token of a frame: kept beside the budget, or dropped; default: keep"
+    add(parser, "--frame-cls", default=None, choices=list(FRAME_CLS), help=cls_help)
+    group_help = "what a budget is for: a frame (view), or the whole clip (image), as many tokens as eight frames have"
+    add(parser, "--group", default=None, choices=list(GROUPS), help=f"{group_help}; default: the method's own")
     add(parser, "--model-base", default=None, help="must be left out: merge an adapter into its base first")
     add(parser, "--conv-mode", default=TEMPLATE, help="conversation template")
     return parser
@@ -71,6 +77,11 @@ class VideoCommand(Command):
 
     def __init__(self, parser: argparse.ArgumentParser, argv: list[str], prefixes: tuple[str, ...] = ("",)):
         super().__init__(parser, argv)
+        of_clips = {name: value for name in ("frame_cls", "group") if (value := getattr(self.args, name)) is not None}
+        if of_clips and self.reduction is None:
+            raise ValueError(f"expected a budget beside --{next(iter(of_clips)).replace('_', '-')}, got none")
+        if of_clips:
+            self.reduction = replace(self.reduction, **of_clips)
         self.clips = ClipFolder(self.args.video_folder, prefixes)
         self.questions = self.chunk(read_clips(self.args.question_file, self.args.truth_file))
         self.missing = self.clips.missing(self.questions)
@@ -87,15 +98,15 @@ class VideoCommand(Command):
         """
         leave_missing |= self.args.on_error == "skip"
         names = {question["video"] for question in self.questions}
-        if not leave_missing or names and len(self.missing) == len(names):
+        if not leave_missing or (names and len(self.missing) == len(names)):
             self.clips.check(self.questions)
         ranks = self.answer(self.questions, self.clips, row, leave=bool(self.missing))
         if self.missing and ranks.rank == 0:
             number = sum(question["video"] in self.missing for question in self.questions)
             shown = [*list(self.missing)[:MOST_NAMES], *["..."] * (len(self.missing) > MOST_NAMES)]
             print(
-                f"{number} of {len(self.questions)} questions have no row, as {len(self.missing)} of {len(names)} clips "
-                f"are missing: {', '.join(shown)}",
+                f"{number} of {len(self.questions)} questions have no row, for {len(self.missing)} of {len(names)} "
+                f"clips are missing: {', '.join(shown)}",
                 file=sys.stderr,
             )
 
