@@ -17,7 +17,7 @@ from ..methods import method_fields
 # Flags that change no answer, and those that the record has in other words.
 FREE = {"answers_file", "output_dir", "output_name", "datasets", "num_workers", "on_error"}
 FREE |= {"cache_dir", "model_max_length"}  # which do nothing
-REDUCTION = {"method", "positions", "layer_list", "average", "preset", "given"}
+REDUCTION = {"method", "positions", "layer_list", "average", "preset", "given", "frame_cls", "group"}
 REDUCTION |= {"visual_token_num", "image_token_list", "image_token_ratio", "image_token_ratio_list"}
 PATHS = ("model_path", "question_file", "image_folder", "data_root", "image_root", "truth_file", "video_folder")
 LIBRARIES = ("vscan", "torch", "transformers")
