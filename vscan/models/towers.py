@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..compat import clip_blocks, clip_entry, over_time, projections, run_clip_block
+from ..compat import clip_blocks, clip_entry, projections, run_clip_block
 from ..methods.base import Layout, Method, Needs, Views
-from ..select.attention import cls_row, device_of
+from ..select.attention import attends_over_time, cls_row, device_of, over_time
 
 
 def grid_of(tower: nn.Module) -> tuple[int, int]:
@@ -126,7 +126,7 @@ def run_tower(
         if is_own:
             hidden = block(layer, hidden, state, index, num_run, num)
         elif index < max(num_run, last):  # a last block that only gives its row need not run
-            hidden = run_clip_block(layer, mixed)
+            hidden = run_clip_block(layer, mixed, **({"is_mixed": True} if attends_over_time(layer) else {}))
         if index + 1 == num_run:
             features = hidden
 
