@@ -6,13 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from llava.checkpoint import LlavaCheckpoint
-from llava.model.check_video import is_video
 from vscan.config import FRAME_CLS, GROUPS
 from vscan.eval.arguments import add, add_generation_arguments, add_reduction_arguments, positive
 from vscan.eval.guard import Parser
 from vscan.eval.records import Part
 from vscan.eval.video_questions import read_clips
-from vscan.io.frames import ClipFolder
+from vscan.io.frames import ClipFolder, check_sees_clips
 from vscan.io.ranks import Ranks
 
 from .command import Command
@@ -112,12 +111,7 @@ class VideoCommand(Command):
 
     def check_kind(self, checkpoint: LlavaCheckpoint) -> None:
         """Raise ValueError for a checkpoint that sees no clips."""
-        config = checkpoint.config
-        if not is_video(config) and config.get("model_type") != "video_llava":
-            raise ValueError(
-                f"model path {self.args.model_path!r}: expected a Video-LLaVA (mm_video_tower in its config, or the "
-                f"model type video_llava), got model_type {config.get('model_type')!r}"
-            )
+        check_sees_clips(checkpoint)
 
     def _answer(
         self,

@@ -10,6 +10,7 @@ from PIL import Image
 from ..eval.questions import image_file
 
 ENDINGS = (".mp4", ".avi", ".mov", ".mkv")  # of a clip's file, in the order in which they are looked for
+OTHERS = (".webm", ".m4v", ".mpg", ".mpeg")  # of files that are given by their whole name
 AT_ONCE = 3  # names that a message has room for
 
 
@@ -85,6 +86,20 @@ def _measure(container, file: str | Path) -> tuple[int, float]:
         promised = max(promised, round(seconds * rate))
         raise ValueError(f"{file}: expected a whole video, got {num_whole} of {promised} frames: was the file cut?")
     return number, rate
+
+
+def is_clip(file: str | Path) -> bool:
+    """Whether a file is a clip rather than a picture, by its name."""
+    return Path(file).suffix.lower() in ENDINGS + OTHERS
+
+
+def check_sees_clips(checkpoint) -> None:
+    """Raise ValueError for a checkpoint (`vscan.io.load.Checkpoint`) whose model is not asked about clips."""
+    if not getattr(checkpoint, "sees_clips", False):
+        raise ValueError(
+            f"model path {checkpoint.folder!r}: expected a Video-LLaVA (mm_video_tower in its config, or the model "
+            f"type video_llava) to ask about clips, got model_type {checkpoint.config.get('model_type')!r}"
+        )
 
 
 def _seconds(text: str) -> float:
