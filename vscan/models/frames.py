@@ -19,7 +19,7 @@ def whole_clips(features: Tensor, num_frames: int) -> EncodedImages:
     """Clips of which nothing is dropped, from their frames in order, projected: [V, 1 + N, D]."""
     number, size = len(features) // num_frames, features.shape[1] * num_frames
     return EncodedImages(
-        pooler_output=list(features.view(number, size, -1)),
+        pooler_output=list(features.reshape(number, size, -1)),
         num_views=[num_frames] * number,
         num_kept=[size] * number,
         apart=[is_cls(num_frames, features.shape[1], features.device)] * number,
@@ -33,14 +33,14 @@ def reduced_clips(fitted: Fitted, views: Views, num_frames: int) -> EncodedImage
     keeps_cls, is_whole = fitted.frame_cls == "keep", fitted.group == "image"
     pictures = stacked(views, num_frames) if is_whole else views
     tokens, left, num_kept = reduce_views(fitted, pictures, [1 if is_whole else num_frames] * number, num_frames)
-    tokens, left = tokens.view(number * num_frames, size, -1), left.view(-1, size)
+    tokens, left = tokens.reshape(number * num_frames, size, -1), left.reshape(-1, size)
     cls = views.project(views.cls.unsqueeze(1)).to(tokens.dtype)  # V 1 D
     tokens = torch.cat((cls if keeps_cls else torch.zeros_like(cls), tokens), dim=1)
     left = torch.cat((torch.full_like(left[:, :1], keeps_cls), left), dim=1)
     extra = num_frames if keeps_cls else 0
     return EncodedImages(
-        pooler_output=list(tokens.view(number, num_frames * (1 + size), -1)),
-        kept=list(left.view(number, -1)),
+        pooler_output=list(tokens.reshape(number, num_frames * (1 + size), -1)),
+        kept=list(left.reshape(number, -1)),
         num_views=[num_frames] * number,
         num_kept=None if num_kept is None else [each + extra for each in num_kept],
         apart=[is_cls(num_frames, 1 + size, left.device)] * number if keeps_cls else None,
