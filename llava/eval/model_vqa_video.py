@@ -11,6 +11,7 @@ there.
 
 from vscan.eval.arguments import run_command
 from vscan.eval.video_questions import video_row
+from vscan.io.frames import PREFIXES
 
 from .video_command import VideoCommand, loader_parser
 
@@ -21,7 +22,7 @@ def main(argv: list[str]) -> None:
     Raises:
         FileNotFoundError, ValueError: for bad input; rows answered before it are kept.
     """
-    VideoCommand(loader_parser("model_vqa_video"), argv, prefixes=("", "v_")).answer_clips(video_row)
+    VideoCommand(loader_parser("model_vqa_video"), argv, prefixes=PREFIXES).answer_clips(video_row)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from PIL import Image
 from ..eval.questions import image_file
 
 ENDINGS = (".mp4", ".avi", ".mov", ".mkv")  # of a clip's file, in the order in which they are looked for
+PREFIXES = ("", "v_")  # of a clip's file before the question's name: ActivityNet has the second
 OTHERS = (".webm", ".m4v", ".mpg", ".mpeg")  # of files that are given by their whole name
 AT_ONCE = 3  # names that a message has room for
 
