@@ -4,8 +4,9 @@ score              answers -> the judge's verdicts where they lie beside the ans
 write_for_judge    answers -> {id, question, answer, pred} a line, which a judge reads
 tally              verdicts -> accuracy and score as Video-ChatGPT counts them
 
-Verdicts lie beside `answers.jsonl`: a folder `answers.jsonl.judged` with a JSON file a question, or one file
+Verdicts lie beside `answers.jsonl`: a folder `answers.jsonl.judged` with a JSON file a question, or one file, which is
 `answers.jsonl.judged.json` (question id -> verdict) or `answers.jsonl.judged.jsonl` (a line a question, with its id).
+They may have the names of Video-LLaVA's scripts: `results.json`, or a folder `gpt3.5`, `gpt3.5-0.0` or `gpt3-0.25`.
 """
 
 from functools import partial
