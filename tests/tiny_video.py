@@ -1,4 +1,4 @@
-"""A Video-LLaVA small enough to run anywhere, with random weights, in the original checkpoint format, and clips for it."""
+"""A Video-LLaVA small enough to run anywhere, with random weights, in the original format, and clips for it."""
 
 import json
 from fractions import Fraction

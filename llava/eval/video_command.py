@@ -82,7 +82,8 @@ class VideoCommand(Command):
         if of_clips:
             self.reduction = replace(self.reduction, **of_clips)
         self.clips = ClipFolder(self.args.video_folder, prefixes)
-        self.questions = self.chunk(read_clips(self.args.question_file, self.args.truth_file))
+        self.all_questions = read_clips(self.args.question_file, self.args.truth_file)
+        self.questions = self.chunk(self.all_questions)
         self.missing = self.clips.missing(self.questions)
 
     def answer_clips(self, row: Callable, leave_missing: bool = False) -> None:
@@ -97,8 +98,12 @@ class VideoCommand(Command):
         """
         leave_missing |= self.args.on_error == "skip"
         names = {question["video"] for question in self.questions}
-        if not leave_missing or (names and len(self.missing) == len(names)):
+        if not leave_missing:
             self.clips.check(self.questions)
+        if names and len(self.missing) == len(names):  # of a chunk that may be; of all it is another folder
+            everything = {question["video"] for question in self.all_questions}
+            if len(self.clips.missing(self.all_questions)) == len(everything):
+                self.clips.check(self.all_questions)
         ranks = self.answer(self.questions, self.clips, row, leave=bool(self.missing))
         if self.missing and ranks.rank == 0:
             number = sum(question["video"] in self.missing for question in self.questions)
