@@ -13,7 +13,7 @@ from transformers import (
 from llava.mm_utils import load_image_processor
 from llava.tokenizer import load_tokenizer
 from vscan.compat import CLIPImageProcessorPil
-from vscan.io.checkpoint import choose_dtype, loading
+from vscan.io.checkpoint import choose_dtype, loading, warn_once
 from vscan.io.weights import load_whole
 
 from .check import check_checkpoint, check_model, is_original
@@ -44,6 +44,7 @@ def load_model(
     placed = {**options, "device_map": device_map or {"": str(device)}}
     where, quantized = f"model path {str(model_path)!r}", "quantization_config" in config
     if not is_original(config):
+        warn_of_activation(config, where)
         return load_whole(HUGGING_FACE[config["model_type"]], model_path, where, quantized, **placed)
     # AutoConfig would read some of these as transformers' own LLaVA, with the sizes of the 7B model.
     placed["config"] = LlavaConfig.from_dict(config)
@@ -56,6 +57,15 @@ def load_model(
     for name, tower in zip(("vision_tower", "video_tower"), towers, strict=False):
         setattr(model.model, name, tower.to(model.get_input_embeddings().weight.device))
     return model.eval()
+
+
+def warn_of_activation(config: dict, where: str) -> None:
+    """Say that a stock Video-LLaVA, as it is published, does not say what its towers were trained with."""
+    if config["model_type"] == "video_llava" and not config["vision_config"].get("hidden_act"):
+        warn_once(
+            f"{where}: vision_config says no hidden_act: transformers takes quick_gelu, the towers were trained with "
+            "gelu; say so in config.json for the original's answers"
+        )
 
 
 def load_pretrained_model(
