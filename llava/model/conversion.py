@@ -72,8 +72,8 @@ def convert(src: str | Path, dst: str | Path, shard_bytes: int = SHARD_BYTES, dr
 
     Raises:
         FileExistsError: if there is something at `dst`.
-        FileNotFoundError, ValueError: if `src` is not a whole checkpoint of these kinds, or `drop_temporal` does not fit
-            it.
+        FileNotFoundError, ValueError: if `src` is not a whole checkpoint of these kinds, or `drop_temporal` does
+            not fit it.
     """
     src, dst = Path(src), Path(dst).resolve()
     if dst.exists() and not (dst.is_dir() and not any(dst.iterdir())):
