@@ -153,9 +153,10 @@ images() {
     IMAGES=$FOUND
 }
 
-# videos FOLDER...: where the clips lie, in one of the known places; the right answers lie beside the questions.
+# videos FOLDER...: where the clips lie, in one of the known places beside the questions, as the right answers do.
 videos() {
-    find_data "videos" "$@"
+    local beside=${QUESTIONS#"$DATA"/}
+    find_data "videos" "${@/#/${beside%/*}/}"
     VIDEOS=$FOUND
     TRUTH=$(dirname "$QUESTIONS")/test_a.json
     if [ ! -e "$TRUTH" ]; then lack 2 "right answers: expected $TRUTH, found none"; fi

@@ -5,7 +5,6 @@ source "$(dirname "$0")/../_common.sh"
 
 begin video_llava activitynet "$@"
 questions GPT_Zero_Shot_QA/Activitynet_Zero_Shot_QA/test_q.json activitynet/test_q.json
-videos GPT_Zero_Shot_QA/Activitynet_Zero_Shot_QA/all_test GPT_Zero_Shot_QA/Activitynet_Zero_Shot_QA/videos \
-    activitynet/all_test activitynet/videos
+videos all_test videos
 answer llava.eval.model_vqa_video --on-error skip
 score

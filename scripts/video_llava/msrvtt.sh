@@ -5,7 +5,6 @@ source "$(dirname "$0")/../_common.sh"
 
 begin video_llava msrvtt "$@"
 questions GPT_Zero_Shot_QA/MSRVTT_Zero_Shot_QA/test_q.json msrvtt/test_q.json
-videos GPT_Zero_Shot_QA/MSRVTT_Zero_Shot_QA/videos/all GPT_Zero_Shot_QA/MSRVTT_Zero_Shot_QA/videos \
-    msrvtt/videos/all msrvtt/videos
+videos videos/all videos
 answer llava.eval.model_vqa_video --on-error skip
 score

@@ -5,6 +5,6 @@ source "$(dirname "$0")/../_common.sh"
 
 begin video_llava msvd "$@"
 questions GPT_Zero_Shot_QA/MSVD_Zero_Shot_QA/test_q.json msvd/test_q.json
-videos GPT_Zero_Shot_QA/MSVD_Zero_Shot_QA/videos msvd/videos
+videos videos
 answer llava.eval.model_vqa_video --on-error skip
 score

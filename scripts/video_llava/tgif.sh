@@ -5,6 +5,6 @@ source "$(dirname "$0")/../_common.sh"
 
 begin video_llava tgif "$@"
 questions GPT_Zero_Shot_QA/TGIF_Zero_Shot_QA/test_q.json tgif/test_q.json
-videos GPT_Zero_Shot_QA/TGIF_Zero_Shot_QA/mp4 GPT_Zero_Shot_QA/TGIF_Zero_Shot_QA/videos tgif/mp4 tgif/videos
+videos mp4 videos
 answer llava.eval.model_vqa_video --on-error skip
 score
