@@ -105,7 +105,8 @@ def hand_over(undo: ExitStack, base: nn.Module, modalities: list[Modality]) -> N
         prompt = describe(base, given, kwargs)
         if prompt is not None:
             if ENCODED in kwargs:
-                kwargs[ENCODED] |= {part.name: part.shown(images) for part, images in given.items()}
+                of_ours = {part: images for part, images in given.items() if isinstance(images, EncodedImages)}
+                kwargs[ENCODED] |= {part.name: part.shown(images) for part, images in of_ours.items()}
             return (), {**kwargs, "visual_prompt": prompt}
         for name, value in kwargs.items():
             parts = value.values() if isinstance(value, dict) else (value,)
