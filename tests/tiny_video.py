@@ -17,18 +17,25 @@ TOWERS = {"LanguageBind_Image": CLIPVisionModel, "LanguageBind_Video_merge": Tem
 TOKENS = 8 * (64 + 1)  # of a clip: 8 x 8 patches a frame, and [CLS]
 
 
-def build_checkpoint(folder: Path, seed: int = 0) -> Path:
+def build_checkpoint(folder: Path, seed: int = 0, patch_size: int = 28) -> Path:
     """Write a checkpoint: the decoder and the tokenizer of the tiny LLaVA, and two towers of 8 x 8 patches inside.
 
     Args:
         folder: where it goes; what says how the towers are built lies inside.
         seed: of the weights.
+        patch_size: pixels; 14 makes 16 x 16 patches, as published, and takes four times as long.
     """
     build_llava(folder, seed)
     config = json.loads((folder / "config.json").read_text())
     del config["mm_vision_tower"]
     vision = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 8, "num_attention_heads": 4}
-    vision |= {"image_size": 224, "patch_size": 28, "num_frames": 8, "add_time_attn": True, "hidden_act": "gelu"}
+    vision |= {
+        "image_size": 224,
+        "patch_size": patch_size,
+        "num_frames": 8,
+        "add_time_attn": True,
+        "hidden_act": "gelu",
+    }
     weights = load_file(folder / "model.safetensors")
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -25,6 +25,7 @@ MODULES = [
     *(f"vscan.{name}" for name in ("compare", "plot", "profile", "selfcheck", "eval")),
     *(f"playground.{name}" for name in ("demo", "study", "train", "scenes")),
     "llava.model.convert",
+    "benchmarks.clips",
     "benchmarks.received",
 ]
 SCRIPTS = sorted(f"scripts/{file.name}" for file in (ROOT / "scripts").glob("*.py"))
