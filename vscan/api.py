@@ -152,8 +152,8 @@ def reduce(
 
     Args:
         model: a stock transformers model (LlavaForConditionalGeneration, LlavaNextForConditionalGeneration,
-            Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration) or one loaded by
-            `llava.model.builder`.
+            VideoLlavaForConditionalGeneration, Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration) or
+            one loaded by `llava.model.builder`.
         method: a name in `vscan.METHODS`.
         visual_tokens: tokens kept per view (image, crop, frame) after the vision encoder: a count, or a share in
             (0, 1]; None keeps all.

@@ -25,7 +25,8 @@ class Needs(NamedTuple):
         rows: vision layers whose row (`Views.rows`) is wanted; negative ones count from the end, as in Python.
         keys: vision layers whose keys and [CLS] query are wanted.
         cls: whether the vision encoder must have a [CLS] token.
-        group: what one budget is for, "view" or "image": all crops of a picture.
+        group: what one budget is for, "view" or "image": all crops of a picture, all frames of a clip. The latter then
+            come one below the other as one view, without keys and without [CLS].
         back: decoder inputs kept behind the pruning layer, 0 or 1: with 1 the rows of the layer before can be read.
     """
 
