@@ -17,7 +17,7 @@ from llava.model.language_model import llava_llama
 from vscan import decoder
 from vscan.cache import Cached
 from vscan.checks import guards
-from vscan.checks.selftest_tower import clip_tower_of
+from vscan.checks.selftest_tower import clip_towers_of
 from vscan.compat import CACHE, cache_of, check, text_model_of
 from vscan.models import install
 from vscan.models.towers import TowerMemory, grid_of
@@ -59,7 +59,7 @@ class Case:
 
     def __init__(self, name: str, model: nn.Module):
         self.name, self.model = name, model
-        tower = clip_tower_of(model)
+        tower = clip_towers_of(model)[0]
         side = tower.config.image_size
         pixels = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(model.dtype)
         is_original = hasattr(model, "encode_images")

@@ -8,6 +8,7 @@ from PIL import Image
 
 from llava.conversation import get_conversation
 from llava.model.check import check_checkpoint, check_reduction, tokens_per_image
+from llava.model.check_video import is_video
 from vscan.config import ReductionConfig
 from vscan.io.load import Checkpoint, Loaded, Panel, Sight
 
@@ -21,6 +22,11 @@ class LlavaCheckpoint(Checkpoint):
         config = check_checkpoint(self.folder)
         # A tower that lies on the hub is one of theirs.
         return config, tokens_per_image(config, Path(self.folder)) or USUAL_TOKENS
+
+    @property
+    def sees_clips(self) -> bool:
+        """Whether it is a Video-LLaVA."""
+        return is_video(self.config) or self.config.get("model_type") == "video_llava"
 
     def check_reduction(self, reduction: ReductionConfig) -> None:
         check_reduction(reduction, self.config, self.folder)
@@ -57,6 +63,8 @@ class LoadedLlava(Loaded):
     def sight(self, prompt, prepare) -> Sight:
         from llava.mm_utils import select_best_resolution
 
+        if prompt.num_frames:
+            return self._sight_of_clip(prompt)
         panels = [panel_of(prompt.pixels, self.image_processor)]
         side = prompt.pixels.shape[-1]
         if len(prompt.pixels) > 1:
@@ -65,6 +73,14 @@ class LoadedLlava(Loaded):
         num_tokens = self._tokens_per_view(side)
         grid = (isqrt(num_tokens),) * 2  # CLIP sees squares
         return Sight(panels, grid, origins(self.model, prompt, num_tokens))
+
+    def _sight_of_clip(self, prompt) -> Sight:
+        """The frames of a clip in rows of four; the [CLS] token of each comes from no patch."""
+        frames = prompt.pixels.transpose(0, 1)
+        num_tokens, tiles = self._tokens_per_view(frames.shape[-1]), (len(frames) // 4, 4)
+        starts = range(0, len(frames) * num_tokens, num_tokens)
+        places = [place for start in starts for place in (-1, *range(start, start + num_tokens))]
+        return Sight([panel_of(frames, self.image_processor, 0, tiles)], (isqrt(num_tokens),) * 2, places)
 
     def _tokens_per_view(self, side: int) -> int:
         if hasattr(self.model, "tokens_per_view"):

@@ -105,19 +105,19 @@ def get_conversation(name: str) -> Conversation:
     return conv_templates[name].copy()
 
 
-def build_prompt(question: str, conv_mode: str, mm_use_im_start_end: bool = False, has_image: bool = True) -> str:
-    """Returns the prompt that asks `question` about one image, which comes first, or about none.
+def build_prompt(question: str, conv_mode: str, mm_use_im_start_end: bool = False, has_image: int = True) -> str:
+    """Returns the prompt that asks `question` about one image, which comes first, about the frames of a clip, or none.
 
     Args:
         question: The text, used as it is: a space or newline at either end stays.
         conv_mode: The name of the template.
         mm_use_im_start_end: Whether the checkpoint was trained with marks around the image.
-        has_image: Whether there is an image.
+        has_image: Whether there is an image; a number for so many placeholders side by side, one for each frame.
 
     Raises:
         ValueError: there is no such template.
     """
-    image = DEFAULT_IMAGE_TOKEN
+    image = DEFAULT_IMAGE_TOKEN * has_image
     if mm_use_im_start_end:
         image = DEFAULT_IM_START_TOKEN + image + DEFAULT_IM_END_TOKEN
     conversation = get_conversation(conv_mode)

@@ -7,7 +7,8 @@
 #            layers
 #   OUT      folder for answers and scores (playground/out/eval)
 #   METHOD   vscan, or any other of vscan.METHODS; v1_5 and v1_6 are VisPruner
-#   BUDGET   11.1, 22.2 or 33.3: percent of the visual tokens that stay, averaged over the decoder's layers; or dense
+#   BUDGET   11.1, 22.2 or 33.3: percent of the visual tokens that stay, averaged over the decoder's layers; or dense;
+#            of clips 25, 22.2, 11.1 or 5.6
 #   LAYER    the decoder layer before which VScan prunes (what the checkpoint says, else the middle one)
 #   LIMIT    try the first so many questions only
 #   DRY=1    print the commands, run nothing
@@ -15,7 +16,8 @@
 #   PYTHON   the interpreter (.venv/bin/python where there is one)
 #
 # Relative paths are relative to the project's folder. A script says, in this order: begin, questions, images (unless the
-# questions hold them), document_questions (where they may be official ones), answer, and score.
+# questions hold them), document_questions (where they may be official ones), answer, and score; of clips, videos stands
+# in place of images.
 
 set -euo pipefail
 CDPATH='' cd -- "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -70,8 +72,14 @@ find_data() {
         places+="${places:+ or }$FOUND"
     done
     FOUND=$DATA/$1
-    if [ ! -d "$DATA/${1%%/*}" ]; then status=3; fi
+    if [ ! -d "$DATA/$(own_folder "$1")" ]; then status=3; fi
     lack "$status" "$what: expected $places, found none (see playground/data/eval/README.md)"
+}
+
+# The folder of a benchmark, from a path in it: those of clips lie one below their common one.
+own_folder() {
+    local rest=${1#GPT_Zero_Shot_QA/}
+    if [ "$rest" = "$1" ]; then echo "${1%%/*}"; else echo "GPT_Zero_Shot_QA/${rest%%/*}"; fi
 }
 
 # begin FAMILY BENCHMARK [TOKENS IMPORTANT_RATIO]: who answers what, with which reduction, and where it goes.
@@ -84,14 +92,19 @@ begin() {
     *) DATA=${DATA:-../data/eval} ;;
     esac
     FAMILY_FLAGS=(--temperature 0)
-    IMAGES=
+    IMAGES= VIDEOS= TRUTH=
     case $FAMILY in
     llava1_5 | v1_5) checkpoint=llava-v1.5-7b ;;
     llava1_6 | v1_6) checkpoint=llava-v1.6-vicuna-7b ;;
     qwen2_5_vl) checkpoint=Qwen2.5-VL-7B-Instruct ;;
-    *) fail "family: expected llava1_5, llava1_6, qwen2_5_vl, v1_5 or v1_6, got '$FAMILY'" ;;
+    video_llava) checkpoint=Video-LLaVA-7B ;;
+    *) fail "family: expected llava1_5, llava1_6, qwen2_5_vl, video_llava, v1_5 or v1_6, got '$FAMILY'" ;;
     esac
-    if [ "$FAMILY" != qwen2_5_vl ]; then FAMILY_FLAGS+=(--conv-mode vicuna_v1); fi
+    case $FAMILY in
+    qwen2_5_vl) ;;
+    video_llava) FAMILY_FLAGS+=(--conv-mode llava_v1) ;;
+    *) FAMILY_FLAGS+=(--conv-mode vicuna_v1) ;;
+    esac
     case ${MODEL:=} in */* | . | ..) fail "MODEL: expected the name of a folder in MODELS, got '$MODEL'" ;; esac
     CHECKPOINT=$MODELS/${MODEL:-$checkpoint}
     choose_reduction "$@"
@@ -131,14 +144,22 @@ choose_reduction() {
 questions() {
     find_data "questions" "$@"
     QUESTIONS=$FOUND
-    FOLDER=${FOUND#"$DATA"/}
-    FOLDER=$DATA/${FOLDER%%/*}
+    FOLDER=$DATA/$(own_folder "${FOUND#"$DATA"/}")
 }
 
 # images FOLDER...: where the pictures lie, in one of the known places.
 images() {
     find_data "images" "$@"
     IMAGES=$FOUND
+}
+
+# videos FOLDER...: where the clips lie, in one of the known places beside the questions, as the right answers do.
+videos() {
+    local beside=${QUESTIONS#"$DATA"/}
+    find_data "videos" "${@/#/${beside%/*}/}"
+    VIDEOS=$FOUND
+    TRUTH=$(dirname "$QUESTIONS")/test_a.json
+    if [ ! -e "$TRUTH" ]; then lack 2 "right answers: expected $TRUTH, found none"; fi
 }
 
 # LLaVA's question file of DocVQA or InfoVQA; where it is not there yet, it is made of the official one.
@@ -157,6 +178,7 @@ limit() {
         --rows "$LIMIT" --output "$RUN/data"
     FOLDER=$RUN/data
     QUESTIONS=$FOLDER/$question_file
+    TRUTH=${TRUTH:+$(dirname "$QUESTIONS")/test_a.json}
 }
 
 # run_module MODULE FLAGS...: on every GPU that is visible; then all processes share the questions.
@@ -179,7 +201,8 @@ answer() {
     shift
     limit
     run_module "$module" --model-path "$CHECKPOINT" --question-file "$QUESTIONS" \
-        ${IMAGES:+--image-folder "$IMAGES"} --answers-file "$ANSWERS" "${FAMILY_FLAGS[@]}" \
+        ${IMAGES:+--image-folder "$IMAGES"} ${TRUTH:+--truth-file "$TRUTH"} \
+        ${VIDEOS:+--video-folder "$VIDEOS"} --answers-file "$ANSWERS" "${FAMILY_FLAGS[@]}" \
         ${REDUCTION[@]+"${REDUCTION[@]}"} "$@"
 }
 

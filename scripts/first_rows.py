@@ -14,11 +14,12 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
-from vscan.eval import document, gqa, pope, seed_bench, textvqa
+from vscan.eval import document, gqa, pope, seed_bench, textvqa, video
 from vscan.eval.arguments import Parser, add, positive, run_command
 from vscan.eval.benchmark import DataFile, read_rows
-from vscan.eval.gold import read_json
+from vscan.eval.gold import check_entries, read_json
 from vscan.eval.mmbench import read_table
+from vscan.eval.video_questions import RIGHT
 
 Contents = dict[Path, bytes]  # a file in the benchmark's folder -> what its copy holds
 
@@ -103,8 +104,18 @@ def _document(folder: Path, questions: list[dict], gold: DataFile) -> Contents:
     return contents
 
 
+def _video(folder: Path, questions: list[dict], gold: DataFile) -> Contents:
+    wanted = {str(question["question_id"]) for question in questions}
+    contents = {}
+    for file in _present(gold, folder):
+        kept = [entry for entry in check_entries(read_json(file), RIGHT, file) if str(entry["question_id"]) in wanted]
+        contents[file] = json.dumps(kept).encode()
+    return contents
+
+
 GOLD = {"gqa": _gqa, "textvqa": _textvqa, "seed_bench": _seed, "pope": _pope}
 GOLD |= {benchmark.name: partial(_document, gold=benchmark.files[1]) for benchmark in document.BENCHMARKS}
+GOLD |= {benchmark.name: partial(_video, gold=benchmark.files[1]) for benchmark in video.BENCHMARKS}
 
 
 def contents_of(benchmark: str, folder: Path, question_file: Path, rows: int) -> Contents:
@@ -126,7 +137,8 @@ def contents_of(benchmark: str, folder: Path, question_file: Path, rows: int) ->
         raise FileNotFoundError(f"question file: expected a file, found none at {str(question_file)!r}")
     contents = {file: READERS[file.suffix](file, rows) for file in files}
     if benchmark in GOLD:
-        contents |= GOLD[benchmark](folder, read_rows(question_file)[:rows])
+        asked = json.loads(contents[question_file]) if question_file.suffix == ".json" else read_rows(question_file)
+        contents |= GOLD[benchmark](folder, asked[:rows])
     return contents
 
 

@@ -16,8 +16,9 @@ from vscan.flops import layer_schedule
 from vscan.io.checkpoint import check_config
 from vscan.methods import METHODS
 
-NUM_LAYERS = {"llava1_5": 32, "llava1_6": 32, "qwen2_5_vl": 28}  # of the published 7B
+NUM_LAYERS = {"llava1_5": 32, "llava1_6": 32, "video_llava": 32, "qwen2_5_vl": 28}  # of the published 7B
 TOKENS = {"11.1": 64, "22.2": 128, "33.3": 192}  # of 576, averaged over the decoder's layers
+FRAME_TOKENS = {"25": 64, "22.2": 57, "11.1": 28, "5.6": 14}  # of a frame's 256: VScan's budget, and VisPruner's three
 SHARES = {"11.1": 0.111, "22.2": 0.222, "33.3": 0.333, "50": 0.5}  # the last one of RefCOCO
 # Published shares: what the encoder keeps, and what of that the middle layer keeps.
 STAGES = {"vscan": {"11.1": (0.167, 0.333), "22.2": (0.333, 0.333), "33.3": (0.5, 0.333), "50": (0.6, 0.67)}}
@@ -47,14 +48,14 @@ def decoder_of(family: str, method: str, model: Path, layer: str) -> tuple[int, 
     return num_layers, int(chosen)
 
 
-def llava_flags(method: str, budget: str, num_layers: int, layer: int) -> list[str]:
-    """Counts of an image's tokens, of LLaVA-NeXT of each crop's."""
-    if budget == "dense":
+def llava_flags(method: str, tokens: int | None, num_layers: int, layer: int) -> list[str]:
+    """Counts of an image's tokens, of LLaVA-NeXT of each crop's, of a clip each frame's; None is the dense model."""
+    if tokens is None:
         return []
     if method in STAGES:
-        early, late = layer_schedule(TOKENS[budget], num_layers, layer)
+        early, late = layer_schedule(tokens, num_layers, layer)
         return ["--layer_list", f"[{layer}]", "--image_token_list", f"[{late}]", "--visual_token_num", str(early)]
-    return ["--visual_token_num" if method in ENCODERS else "--average", str(TOKENS[budget])]
+    return ["--visual_token_num" if method in ENCODERS else "--average", str(tokens)]
 
 
 def qwen_flags(method: str, budget: str, num_layers: int, layer: int) -> list[str]:
@@ -88,11 +89,13 @@ def flags(family: str, method: str, budget: str, model: Path, layer: str = "") -
     Raises:
         ValueError: for a choice that is none, and for a layer where none is pruned.
     """
-    budgets = {**(SHARES if family == "qwen2_5_vl" else TOKENS), "dense": None}
+    of_family = {"qwen2_5_vl": SHARES, "video_llava": FRAME_TOKENS}.get(family, TOKENS)
+    budgets = {**of_family, "dense": None}
     if method not in METHODS:
         raise ValueError(f"METHOD: expected one of {', '.join(METHODS)}, got {method!r}")
     if budget not in budgets:
-        raise ValueError(f"BUDGET: expected {', '.join(TOKENS)} or dense, got {budget!r}")
+        names = FRAME_TOKENS if family == "video_llava" else TOKENS
+        raise ValueError(f"BUDGET: expected {', '.join(names)} or dense, got {budget!r}")
     prunes = method in STAGES and budget != "dense"
     if layer and not prunes:
         pruned = "dense" if budget == "dense" else method
@@ -103,7 +106,9 @@ def flags(family: str, method: str, budget: str, model: Path, layer: str = "") -
     decoder = decoder_of(family, method, model, layer) if prunes else (0, 0)
     is_default = budget == "dense" or method == ReductionConfig().method  # what the commands do unasked
     named = [] if is_default else ["--method", method]
-    return named + (qwen_flags if family == "qwen2_5_vl" else llava_flags)(method, budget, *decoder)
+    if family == "qwen2_5_vl":
+        return named + qwen_flags(method, budget, *decoder)
+    return named + llava_flags(method, budgets[budget], *decoder)
 
 
 def main(argv: list[str]) -> None:

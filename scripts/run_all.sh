@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All benchmarks of a family, one after another, then the table of their scores beside the paper's:
 #
-#   bash scripts/run_all.sh llava1_5          (or llava1_6, qwen2_5_vl)
+#   bash scripts/run_all.sh llava1_5          (or llava1_6, qwen2_5_vl, video_llava)
 #   bash scripts/run_all.sh v1_5 64 0.75      (or v1_6: TOKENS IMPORTANT_RATIO)
 #
 # A benchmark that fails does not stop the others, and one that has no folder in DATA is left out; the last lines name
@@ -11,13 +11,13 @@ source "$(dirname "$0")/_common.sh"
 family=${1:-}
 reports=("$OUT/$family")
 case $family in
-llava1_5 | llava1_6 | qwen2_5_vl) folder=scripts/$family ;;
+llava1_5 | llava1_6 | qwen2_5_vl | video_llava) folder=scripts/$family ;;
 v1_5 | v1_6)
     folder=scripts/$family/eval
     # The dense run of the same checkpoint, of which "retained" is a share, is among those of VScan's scripts.
     if [ -d "$OUT/llava${family#v}" ]; then reports+=("$OUT/llava${family#v}"); fi
     ;;
-*) fail "expected a family (llava1_5, llava1_6, qwen2_5_vl, v1_5 or v1_6), got '$family'" ;;
+*) fail "expected a family (llava1_5, llava1_6, qwen2_5_vl, video_llava, v1_5 or v1_6), got '$family'" ;;
 esac
 shift
 ran='' left_out='' failed=''

@@ -212,6 +212,25 @@ def infovqa(folder: Path, right: list[list[str]]) -> None:
     write_json(folder / "infographicsVQA_val_v1.0.json", {"data": entries})
 
 
+def _video(folder: Path, right: list[str]) -> None:
+    """Questions about clips, two a clip; answers lie in another order, and the clips are empty files."""
+    (folder / "videos").mkdir(parents=True, exist_ok=True)
+    asked = [
+        {"video_name": f"clip{row // 2}", "question": f"What happens, {row}?", "question_id": f"v_{row // 2}_{row % 2}"}
+        for row in range(len(right))
+    ]
+    answers = [
+        {"answer": text, "type": 0, "question_id": row["question_id"]} for row, text in zip(asked, right, strict=True)
+    ]
+    write_json(folder / "test_q.json", asked)
+    write_json(folder / "test_a.json", answers[::-1])
+    for row in asked:
+        (folder / "videos" / f"{row['video_name']}.mp4").touch()
+
+
+tgif = msvd = msrvtt = activitynet = _video
+
+
 def refcoco(folder: Path, right: list[list[int]]) -> None:
     """All eight splits, each with the same questions; `right` is boxes in pixels."""
     entries = []

@@ -14,9 +14,12 @@ SCRIPTS = ROOT / "scripts"
 BENCHMARKS = ["gqa", "vqav2", "sqa", "vizwiz", "textvqa", "pope", "mme", "mmbench", "mmbench_cn", "mmvet", "seed"]
 OFFICIAL = {"docvqa": "val_v1.0_withQT.json", "infovqa": "infographicsVQA_val_v1.0_withQT.json"}
 BENCHMARKS += OFFICIAL  # whose question files are made of these, unless they are there
-FAMILIES = {"llava1_5": [], "llava1_6": [], "qwen2_5_vl": [], "v1_5": ["64", "0.75"], "v1_6": ["32", "0.5"]}
+VIDEOS = ["activitynet", "msrvtt", "msvd", "tgif"]
+FAMILIES = {"llava1_5": [], "llava1_6": [], "qwen2_5_vl": [], "video_llava": []}
+FAMILIES |= {"v1_5": ["64", "0.75"], "v1_6": ["32", "0.5"]}
 OURS = ("DATA", "MODELS", "MODEL", "OUT", "METHOD", "BUDGET", "LAYER", "LIMIT", "DRY", "PYTHON", "CUDA_VISIBLE_DEVICES")
-ALL = [(family, name) for family in FAMILIES for name in [*BENCHMARKS, *["refcoco"] * (family == "qwen2_5_vl")]]
+ALL = [(family, name) for family in FAMILIES if family != "video_llava" for name in BENCHMARKS]
+ALL += [("qwen2_5_vl", "refcoco"), *(("video_llava", name) for name in VIDEOS)]
 
 
 def script_of(family: str, name: str) -> Path:

@@ -21,6 +21,9 @@ GENERATION = """--model-path --question-file --answers-file --num-chunks --chunk
 LLAVA = "--visual_token_num --layer_list --image_token_list --model-base --conv-mode"
 QWEN = "--image-token-ratio --layer-list --image-token-ratio-list --min-pixels --max-pixels"
 OF_REFCOCO = GENERATION.replace("--question-file --answers-file --num-chunks --chunk-idx ", "")
+OF_CLIPS = "--frame-cls --group"
+OF_VIDEO_LLAVA = """--model_path --cache_dir --video_dir --gt_file_question --gt_file_answers --output_dir --output_name
+--num_chunks --chunk_idx --device --model_base --model_max_length"""
 COMMANDS = {
     "llava.eval.eval_pope": "--annotation-dir --question-file --result-file",
     "llava.eval.eval_science_qa": "--base-dir --result-file --output-file --output-result --split --options",
@@ -29,6 +32,9 @@ COMMANDS = {
     "llava.eval.model_vqa_loader": f"{GENERATION} {LLAVA} --image-folder",
     "llava.eval.model_vqa_mmbench": f"{GENERATION} {LLAVA} --lang --all-rounds --single-pred-prompt",
     "llava.eval.model_vqa_science": f"{GENERATION} {LLAVA} --image-folder --single-pred-prompt",
+    "llava.eval.model_vqa_video": f"{GENERATION} {LLAVA} {OF_CLIPS} --truth-file --video-folder",
+    "llava.eval.run_inference_video_qa": f"{OF_VIDEO_LLAVA} {LLAVA} {OF_CLIPS}",
+    "llava.eval.run_inference_video_qa_act": f"{OF_VIDEO_LLAVA} {LLAVA} {OF_CLIPS}",
     "qwen.eval.model_vqa_loader": f"{GENERATION} {QWEN} --image-folder",
     "qwen.eval.model_vqa_mmbench": f"{GENERATION} {QWEN} --lang --all-rounds --single-pred-prompt",
     "qwen.eval.model_vqa_science": f"{GENERATION} {QWEN} --image-folder --single-pred-prompt",
@@ -51,6 +57,7 @@ BENCHMARKS = [
     "vqav2",
 ]
 SCRIPTS = [f"{family}/{name}.sh" for family in FAMILIES for name in BENCHMARKS]
+SCRIPTS += [f"video_llava/{name}.sh" for name in ("activitynet", "msrvtt", "msvd", "tgif")]
 SCRIPTS += ["qwen2_5_vl/refcoco.sh", "run_all.sh", "_common.sh"]
 ARCH, LLAMA, VL = "llava.model.llava_arch", "llava.model.modeling_llama_x", "qwen.model.qwen2_5_vl_custom"
 PRUNE = ["self", "layer_idx", "hidden", "segment", "args"]
@@ -91,7 +98,7 @@ def test_a_command_has_its_flags_in_both_spellings(name):
 
 
 def test_the_scripts_are_there_and_can_be_run():
-    assert len(SCRIPTS) == 68
+    assert len(SCRIPTS) == 72
     for name in SCRIPTS:
         file = ROOT / "scripts" / name
         assert file.is_file(), name

@@ -98,7 +98,7 @@ def apply(
     average: Budget | None = None,
     preset: str | None = None,
     group: str | None = None,
-    frame_cls: bool | None = None,
+    frame_cls: str | None = None,
     processor: Any = None,
     text: list[str] | None = None,
     **fields: Any,
@@ -141,7 +141,7 @@ def reduce(
     average: Budget | None = None,
     preset: str | None = None,
     group: str | None = None,
-    frame_cls: bool | None = None,
+    frame_cls: str | None = None,
     processor: Any = None,
     text: list[str] | None = None,
     **fields: Any,
@@ -153,8 +153,8 @@ def reduce(
 
     Args:
         model: a stock transformers model (LlavaForConditionalGeneration, LlavaNextForConditionalGeneration,
-            Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration) or one loaded by
-            `llava.model.builder`.
+            VideoLlavaForConditionalGeneration, Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration) or
+            one loaded by `llava.model.builder`.
         method: a name in `vscan.METHODS`.
         visual_tokens: tokens kept per view (image, crop, frame) after the vision encoder: a count, or a share in
             (0, 1]; None keeps all.
@@ -165,7 +165,8 @@ def reduce(
         positions: "auto" (the method's, and the model's), "compact" or "original".
         group: what one budget is for, "view" or "image" (all crops of a picture, all frames of a clip); None is the
             method's own.
-        frame_cls: whether a frame's [CLS] token is kept, on models whose frames have one.
+        frame_cls: what becomes of the [CLS] token of a clip's frame, on models whose frames have one: "keep", the
+            default, has it beside every budget (methods that reduce in the decoder alone rank it), "drop" none.
         processor: of the model, where a method reads text.
         text: one text a prompt, where a method reads text; None takes what follows the prompt's last picture.
         **fields: the method's hyper-parameters, such as window=6 or important_ratio=0.75.

@@ -22,6 +22,7 @@ from .errors import LibraryChanged
 
 _PLACES = {
     "BaseModelOutputWithPooling": "transformers.modeling_outputs",
+    "CLIPEncoderLayer": "transformers.models.clip.modeling_clip",
     "CLIPImageProcessorPil": "transformers",
     "LlamaPreTrainedModel": "transformers.models.llama.modeling_llama",
     "Qwen2VLImageProcessorPil": "transformers",
@@ -73,11 +74,8 @@ def cache_of(output) -> Cache | None:
 
 
 def held(cache: Cache, layer_idx: int) -> tuple[int, bool]:
-    """The columns that a cache holds for one layer; reads no device.
-
-    Returns:
-        Their number, and whether that is exact; a static cache counts on the device, and gives what it has allocated.
-    """
+    """The columns that a cache holds for one layer, and whether that number is exact: a static cache counts on the
+    device, which is not read, and gives what it has allocated."""
     length = cache.get_seq_length(layer_idx)
     if isinstance(length, int):
         return length, True
@@ -238,12 +236,14 @@ def takes_encoded(model: nn.Module) -> bool:
     return ENCODED in inspect.signature(model.forward).parameters
 
 
-def pooled(output) -> list[Tensor]:
-    """The features in what a shell's `get_image_features` returned, one tensor a picture.
+def pixels_of_images(shell: nn.Module) -> str:
+    """The keyword by which a Video-LLaVA takes images: it was `pixel_values_images` before 5.23."""
+    taken = inspect.signature(type(shell).forward).parameters
+    return "pixel_values" if "pixel_values" in taken else "pixel_values_images"
 
-    Raises:
-        LibraryChanged: for anything but an output object with `pooler_output`.
-    """
+
+def pooled(output) -> list[Tensor]:
+    """The features in what a shell's `get_image_features` returned, one tensor a picture; else LibraryChanged."""
     features = getattr(output, "pooler_output", None)
     if features is None:
         raise LibraryChanged("encoded pictures with a pooler_output", type(output).__name__)
@@ -271,9 +271,9 @@ def clip_entry(tower: nn.Module, embedded: Tensor) -> Tensor:
     return tower.pre_layrnorm(embedded)
 
 
-def run_clip_block(block: nn.Module, hidden: Tensor) -> Tensor:
+def run_clip_block(block: nn.Module, hidden: Tensor, **options) -> Tensor:
     """One block, without a mask."""
-    return block(hidden, None)
+    return block(hidden, None, **options)
 
 
 def clip_parts(block: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
@@ -329,14 +329,14 @@ def check(model: nn.Module) -> None:
     """
     # These run the decoder loop and the tower, which take their names from here.
     from .checks.selftest import check_text_model
-    from .checks.selftest_tower import check_clip_tower, clip_tower_of
+    from .checks.selftest_tower import check_clip_tower, clip_towers_of
     from .checks.signatures import check_signatures
     from .classes import original_of
     from .decoder import Decoder
 
-    text_model, tower = text_model_of(model), clip_tower_of(model)
+    text_model = text_model_of(model)
     stock = original_of(type(text_model), Decoder)
     check_signatures(model.base_model, text_model, stock)
     check_text_model(text_model, stock)
-    if tower is not None:
+    for tower in clip_towers_of(model):
         check_clip_tower(tower)

@@ -8,6 +8,7 @@ from typing import Any
 Budget = int | float
 POSITIONS = ("auto", "compact", "original")
 GROUPS = ("view", "image")
+FRAME_CLS = ("keep", "drop")
 LATER = ("average", "preset", "group", "frame_cls")  # in a record only where they are given: older ones lack them
 
 
@@ -102,7 +103,7 @@ class ReductionConfig:
     average: Budget | None = None
     preset: str | None = None
     group: str | None = None
-    frame_cls: bool | None = None
+    frame_cls: str | None = None
 
     def __post_init__(self):
         from .methods import METHODS
@@ -116,6 +117,8 @@ class ReductionConfig:
         object.__setattr__(self, "layers", check_layers(self.layers))
         if self.group not in (None, *GROUPS):
             raise ValueError(f"group: expected one of {', '.join(GROUPS)}, or None, got {self.group!r}")
+        if self.frame_cls not in (None, *FRAME_CLS):
+            raise ValueError(f"frame_cls: expected one of {', '.join(FRAME_CLS)}, or None, got {self.frame_cls!r}")
         if self.average is not None:
             object.__setattr__(self, "average", check_budget(self.average, "average"))
         given = [name for name in ("average", "preset") if getattr(self, name) is not None]

@@ -151,14 +151,15 @@ class Decoder:
         hidden = hidden.to(device_of(layer))
         segment = segment.to(hidden.device)
         last, allowed = segment.query(prompt.num_columns)
+        spared = None if fitted.method.ranks_cls else segment.apart
         back = fitted.method.needs.back
         stage = Stage(
             layer=layer_idx,
             hidden=hidden,
-            visual=segment.visual,
+            visual=segment.visual if spared is None else segment.visual & ~spared,
             text=segment.text(prompt.num_columns),
             num=planned.num,
-            arriving=segment.num_visual,
+            arriving=planned.competing,
             entry=prompt.entry,
             memory=prompt.memory,
             positions=segment.positions,
@@ -170,7 +171,7 @@ class Decoder:
             inputs=[*[prompt.before][:back], hidden],
             queries_keys=self.queries_keys,
         )
-        return segment.shorten(hidden, fitted.method.prune(stage), planned, fitted.compact_positions)
+        return segment.shorten(hidden, fitted.method.prune(stage), planned, fitted.compact_positions, spared)
 
     # What differs between text models. Another one overrides these, in a class that its `Family.decoder` names.
 

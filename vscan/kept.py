@@ -32,6 +32,7 @@ class Planned(NamedTuple):
         num_visual, num_valid: visual tokens and columns that hold a token, per item.
         length: columns of the longest item, which all are filled up to.
         num: per item, what the budget asks for; None where nothing is pruned here.
+        competing: per item, the tokens of which it asks for so many.
     """
 
     start: int
@@ -39,3 +40,4 @@ class Planned(NamedTuple):
     num_valid: list[int]
     length: int
     num: list[int] | None = None
+    competing: list[int] | None = None

@@ -22,6 +22,7 @@ class Fitted:
         rank_with_rotary: whether the decoder's ranking applies the rotary embedding.
         text_config: the decoder's config.
         group: what one budget of the encoder is for, "view" or "image".
+        frame_cls: what becomes of the [CLS] token of a frame, "keep" or "drop"; None on a model without frames.
     """
 
     method: Method
@@ -33,6 +34,7 @@ class Fitted:
     rank_with_rotary: bool
     text_config: object
     group: str = "view"
+    frame_cls: str | None = None
 
     @classmethod
     def of(
@@ -47,6 +49,7 @@ class Fitted:
         has_cls: bool = True,
         keeps_positions: bool = False,
         rank_with_rotary: bool = True,
+        has_frames: bool = False,
     ) -> "Fitted":
         """Check what was asked for against a model.
 
@@ -55,6 +58,7 @@ class Fitted:
             depth: how many of them lead to the layer that the model reads; None is all.
             has_cls: whether that has a [CLS] token.
             keeps_positions: whether "auto" means original positions on this model, whatever the method says.
+            has_frames: whether the frames of clips are views with a [CLS] token each, beside what methods select from.
 
         Raises:
             ValueError: for a layer that the model does not have, a count above what arrives there, or a method that
@@ -80,10 +84,13 @@ class Fitted:
             rank_with_rotary=rank_with_rotary if method.with_rotary is None else method.with_rotary,
             text_config=text_config,
             group=config.group or method.needs.group,
+            frame_cls=(config.frame_cls or "keep") if has_frames else None,
         )
-        if fitted.group == "image" != method.needs.group:
+        of_clips = has_frames and type(method).encode is not Method.encode and type(method).block is Method.block
+        of_clips = of_clips and not method.needs.keys
+        if fitted.group == "image" != method.needs.group and not of_clips:
             raise ValueError(f"group: expected 'view' or None for {config.method!r}, got 'image'")
-        if config.frame_cls is not None:
+        if config.frame_cls is not None and not has_frames:
             raise ValueError(
                 f"frame_cls: expected None, for views of this model have no [CLS] token, got {config.frame_cls}"
             )
@@ -108,6 +115,11 @@ class Fitted:
         if self.group == "image" and num_views > 1:
             return count(num_views * self.num_tokens, self.visual_tokens, num_views)
         return num_views * self.num_kept
+
+    @property
+    def reduces_frames(self) -> bool:
+        """Whether anything of a clip is dropped after the vision encoder."""
+        return self.reduces_views or self.frame_cls == "drop"
 
     @property
     def reduces_views(self) -> bool:
@@ -169,18 +181,27 @@ class Plan:
             visual = prompt.kept.sum(dim=1).tolist() if prompt.num_kept is None else prompt.num_kept
         valid = [v - dense + left for v, dense, left in zip(prompt.num_valid, prompt.num_visual, visual, strict=True)]
         stages = [Planned(0, visual, valid, length if visual == prompt.num_visual else max(valid))]
+        apart = prompt.num_apart or [0] * len(visual)
         for start, budget in fitted.layers:
-            before = stages[-1]
-            num = [count(v, budget, views) for v, views in zip(before.num_visual, prompt.num_views, strict=True)]
-            if num == before.num_visual:
+            before, ranks_cls = stages[-1], fitted.method.ranks_cls
+            # Papers count no [CLS] tokens of frames, also where these compete: a budget of all others is one of all.
+            counted = [v - extra for v, extra in zip(before.num_visual, apart, strict=True)]
+            num = [count(v, budget, views) for v, views in zip(counted, prompt.num_views, strict=True)]
+            is_all = [asked == v for asked, v in zip(num, counted, strict=True)]
+            if all(is_all):
                 stages.append(before._replace(start=start, num=None))
                 continue
-            visual = [
+            competing = before.num_visual if ranks_cls else counted
+            num = [v if whole else asked for v, whole, asked in zip(competing, is_all, num, strict=True)]
+            left = [
                 arriving if asked == arriving else fitted.method.leaves(asked, arriving)
-                for asked, arriving in zip(num, before.num_visual, strict=True)
+                for asked, arriving in zip(num, competing, strict=True)
             ]
-            valid = [v - a + left for v, a, left in zip(before.num_valid, before.num_visual, visual, strict=True)]
-            stages.append(Planned(start, visual, valid, max(valid), num))
+            visual = [v - c + stay for v, c, stay in zip(before.num_visual, competing, left, strict=True)]
+            valid = [v - a + stay for v, a, stay in zip(before.num_valid, before.num_visual, visual, strict=True)]
+            stages.append(Planned(start, visual, valid, max(valid), num, competing))
+            if ranks_cls:  # what is left of them is not known, and is counted from here on
+                apart = [extra if whole else 0 for extra, whole in zip(apart, is_all, strict=True)]
         return cls(length, stages, fitted.num_layers)
 
     @property

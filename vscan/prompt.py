@@ -9,6 +9,7 @@ hangs on the KV cache (`cache.PromptState`). Nothing is kept on a module: two pr
 
 import weakref
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -39,6 +40,8 @@ class VisualPrompt:
             picture: it is read when the decoder drops the others.
         num_valid: columns per row that are no padding.
         kept: bool [B, L], the placeholders that hold a token after the vision encoder; None where all do.
+        apart: bool [B, L], those that hold the [CLS] token of a frame; None where none does.
+        num_apart: how many these are per row.
         entered: set by the decoder loop; the shell fails loudly where it stays unset.
         cache: set by the decoder loop, the cache that it filled; the shell fails loudly where it hands out another.
             Weak, because statistics keep the prompt, and would keep all keys and values alive.
@@ -50,6 +53,8 @@ class VisualPrompt:
     num_kept: list[int] | None
     num_valid: list[int]
     kept: Tensor | None = None
+    apart: Tensor | None = None
+    num_apart: list[int] | None = None
     entered: bool = False
     cache: weakref.ref[Cache] | None = None
 
@@ -59,8 +64,11 @@ class VisualPrompt:
             return self
         lists = (self.num_views, self.num_visual, self.num_kept, self.num_valid)
         repeated = (numbers and [number for number in numbers for _ in range(times)] for numbers in lists)
-        kept = None if self.kept is None else self.kept.repeat_interleave(times, dim=0)
-        return VisualPrompt(self.visual.repeat_interleave(times, dim=0), *repeated, kept)
+        kept, apart = (
+            mask if mask is None else mask.repeat_interleave(times, dim=0) for mask in (self.kept, self.apart)
+        )
+        num_apart = self.num_apart and [number for number in self.num_apart for _ in range(times)]
+        return VisualPrompt(self.visual.repeat_interleave(times, dim=0), *repeated, kept, apart, num_apart)
 
     def joined(self, other: "VisualPrompt") -> "VisualPrompt":
         """The same prompts with the visual tokens of another modality as well: images and videos."""
@@ -73,6 +81,7 @@ class VisualPrompt:
             num_kept = sums(self.num_kept, other.num_kept)
         of_both = [prompt.visual if prompt.kept is None else prompt.kept for prompt in (self, other)]
         kept = None if self.kept is None and other.kept is None else of_both[0] | of_both[1]
+        apart = [prompt for prompt in (self, other) if prompt.apart is not None]
         return VisualPrompt(
             self.visual | other.visual,
             sums(self.num_views, other.num_views),
@@ -80,6 +89,8 @@ class VisualPrompt:
             num_kept,
             self.num_valid,
             kept,
+            reduce(torch.bitwise_or, [prompt.apart for prompt in apart]) if apart else None,
+            reduce(sums, [prompt.num_apart for prompt in apart]) if apart else None,
         )
 
     @classmethod
@@ -91,6 +102,8 @@ class VisualPrompt:
         views: list[int],
         num_kept: list[int] | None,
         kept: Tensor | None = None,
+        apart: Tensor | None = None,
+        num_apart: list[int] | None = None,
     ) -> "VisualPrompt":
         """Count what each row holds. One row without a mask needs no data; else it is one host read per prompt.
 
@@ -100,6 +113,8 @@ class VisualPrompt:
             sizes, views: placeholders and views of every image, in the order in which the rows hold them.
             num_kept: how many tokens of every image are left by the encoder, or None where that depends on the picture.
             kept: bool [sum(sizes)], which these are; None where all are.
+            apart: bool [sum(sizes)], which of them belong to no grid; None where none does.
+            num_apart: how many of every image.
 
         Raises:
             ValueError: if the rows' placeholders are not those of these images.
@@ -110,20 +125,24 @@ class VisualPrompt:
         else:
             mask = torch.ones_like(visual) if attention_mask is None else attention_mask.to(visual.device)
             placeholders, valid = torch.stack((visual.sum(1), mask.sum(1))).tolist()
-        num_views, of_rows = [], []
-        left = list(zip(sizes, views, sizes if num_kept is None else num_kept, strict=True))
+        num_views, of_rows, apart_of_rows = [], [], []
+        extra = num_apart or [0] * len(sizes)
+        left = list(zip(sizes, views, sizes if num_kept is None else num_kept, extra, strict=True))
         for number in placeholders:
-            num_views.append(0)
-            of_rows.append(0)
+            for of_row in (num_views, of_rows, apart_of_rows):
+                of_row.append(0)
             while number > 0 and left:
-                size, of_image, stay = left.pop(0)
-                number, num_views[-1], of_rows[-1] = number - size, num_views[-1] + of_image, of_rows[-1] + stay
+                size, *of_image = left.pop(0)
+                number -= size
+                for of_row, more in zip((num_views, of_rows, apart_of_rows), of_image, strict=True):
+                    of_row[-1] += more
             if number:
                 raise ValueError(f"expected the placeholders of images of {sizes} tokens, got {placeholders} per row")
         if left:
             raise ValueError(f"expected the placeholders of images of {sizes} tokens, got {placeholders} per row")
-        kept = None if kept is None else placed(kept, visual)
-        return cls(visual, num_views, placeholders, None if num_kept is None else of_rows, valid, kept)
+        kept, apart = (None if mask is None else placed(mask, visual) for mask in (kept, apart))
+        num_kept, num_apart = (None if num_kept is None else of_rows), (None if apart is None else apart_of_rows)
+        return cls(visual, num_views, placeholders, num_kept, valid, kept, apart, num_apart)
 
 
 @dataclass(frozen=True)
@@ -181,6 +200,12 @@ class Segment:
     def length(self) -> int:
         return self.columns.shape[1]
 
+    @property
+    def apart(self) -> Tensor | None:
+        """Columns that hold the [CLS] token of a frame, bool [B, S]; None where none does."""
+        apart = self.prompt.apart
+        return None if apart is None else apart.to(self.columns.device).gather(1, self.columns) & self.visual
+
     def visual_indices(self, row: int) -> list[int]:
         """Which of a row's visual tokens are here, as indices into those of the full prompt. Reads the device."""
         rank = self.prompt.visual[row].cumsum(0) - 1
@@ -218,7 +243,7 @@ class Segment:
         return query, asks & (index <= query.unsqueeze(1))
 
     def shorten(
-        self, hidden: Tensor, kept: Kept, planned: Planned, compact_positions: bool
+        self, hidden: Tensor, kept: Kept, planned: Planned, compact_positions: bool, spared: Tensor | None = None
     ) -> tuple[Tensor, "Segment"]:
         """Drop the visual tokens that are not kept; text stays, order stays.
 
@@ -228,6 +253,7 @@ class Segment:
             planned: how many are kept, and the layer that begins.
             compact_positions: close the gaps in the positions, which for M-RoPE means to number the tokens as text;
                 else every token stays at its own.
+            spared: bool [B, S], visual tokens that stay as well; None for none.
 
         Returns:
             [B, S', D] and the new segment; S' is the longest item, shorter ones are filled up and masked.
@@ -236,6 +262,8 @@ class Segment:
         visual = torch.zeros(*self.visual.shape[:1], hidden.shape[1] + 1, dtype=torch.bool, device=hidden.device)
         visual = visual.scatter_(1, slots, True)[:, :-1]
         text = ~self.visual if self.valid is None else self.valid & ~self.visual
+        if spared is not None:  # where they stand, as text
+            visual, text = visual | spared, text | spared
         if kept.values is None:
             columns, valid = compact(text | visual, planned.length)
         else:

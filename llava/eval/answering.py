@@ -13,8 +13,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.conversation import build_prompt
-from llava.mm_utils import expand_image_tokens, load_image, process_images, tokenizer_image_token
+from llava.mm_utils import load_image, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
+from llava.video import NUM_FRAMES, ClipProcessor
 from vscan.api import Reduction
 from vscan.compat import ENCODED, pooled, takes_encoded
 from vscan.eval.answering import check_context, left_padded, read_stages
@@ -23,6 +24,8 @@ from vscan.io import checkpoint
 from vscan.io.images import ImageFolder
 from vscan.models.encoded import EncodedImages
 from vscan.models.llava_next import image_lengths
+
+from .clips import clip_processor, expanded, read_pixels, sees_clips, stock_inputs
 
 FindImage = Callable[[dict], str | io.BytesIO | None]  # from a question to its picture's file or content
 
@@ -54,6 +57,7 @@ class Prompt:
         image_size: the picture's (width, height), or None.
         image_key: prompts with the same key show the same picture, which a batch encodes once; None shares nothing.
         text: the question.
+        num_frames: of a clip, with pixels [3, num_frames, H, W] and as many IMAGE_TOKEN_INDEX; 0 for an image.
     """
 
     ids: list[int]
@@ -61,6 +65,7 @@ class Prompt:
     image_size: tuple[int, int] | None = None
     image_key: str | None = None
     text: str = ""
+    num_frames: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,8 +96,10 @@ class Preparation:
     ) -> "Preparation":
         """The preparation for a model and the reduction in force on it; `images` is a folder, or finds a picture."""
         config = model.config
+        if sees_clips(config):
+            image_processor = clip_processor(image_processor, is_original(model))
         args = (tokenizer, image_processor, images if callable(images) else ImageFolder(str(images)), conv_mode)
-        pinpoints = tuple(map(tuple, getattr(config, "image_grid_pinpoints", ())))
+        pinpoints = tuple(map(tuple, getattr(config, "image_grid_pinpoints", None) or ()))
         if not is_original(model):  # heights come first here
             return cls(*args, "anyres" if pinpoints else "pad", tuple(pair[::-1] for pair in pinpoints))
         fixed = None if reduction is None else reduction.method.anyres_resolution
@@ -105,22 +112,28 @@ class Preparation:
 
     def __call__(self, question: dict) -> Prompt:
         pixels = size = key = None
-        source = self.find_image(question)
+        source, is_clip = self.find_image(question), bool(question.get("video"))
         if source is not None:
-            pixels, size = self._read(source)
+            pixels, size = self._read(source, is_clip)
             key = source if isinstance(source, str) else None
-        prompt = build_prompt(question["text"], self.conv_mode, self.mm_use_im_start_end, pixels is not None)
-        ids, expected = tokenizer_image_token(prompt, self.tokenizer), int(pixels is not None)
+        num_frames = NUM_FRAMES if is_clip else 0
+        expected = num_frames or int(pixels is not None)
+        prompt = build_prompt(question["text"], self.conv_mode, self.mm_use_im_start_end, expected)
+        ids = tokenizer_image_token(prompt, self.tokenizer)
         if ids.count(IMAGE_TOKEN_INDEX) != expected:
             raise ValueError(
                 f"expected a prompt with {expected} images, got {ids.count(IMAGE_TOKEN_INDEX)}: the question's text "
                 f"must not hold {DEFAULT_IMAGE_TOKEN}, {question['text'][:60]!r}"
             )
-        return Prompt(ids, pixels, size, key, question["text"])
+        return Prompt(ids, pixels, size, key, question["text"], num_frames)
 
-    @lru_cache(maxsize=1)  # questions about one image follow one another  # noqa: B019
-    def _read(self, source: str | io.BytesIO) -> tuple[Tensor, tuple[int, int]]:
-        """An image's views, and its width and height."""
+    @lru_cache(maxsize=1)  # questions about one image, or one clip, follow one another  # noqa: B019
+    def _read(self, source: str | io.BytesIO, is_clip: bool) -> tuple[Tensor, tuple[int, int] | None]:
+        """An image's views, and its width and height where they matter; or a clip's frames."""
+        if isinstance(self.image_processor, ClipProcessor):
+            return read_pixels(source, self.image_processor, is_clip, self.image_aspect_ratio == "pad"), None
+        if is_clip:
+            raise ValueError(f"{source}: expected a picture, got a clip, which this model does not see")
         image = load_image(source)
         return process_images([image], self.image_processor, self), image.size
 
@@ -139,14 +152,16 @@ class Answering:
         self.is_original = is_original(model)
         takes_features = takes_encoded(model)
         reads_text = reduction is not None and reduction.read is not None  # and keeps what that asks for
-        self.shares_images = (self.is_original or takes_features) and not reads_text
+        # A stock Video-LLaVA's clips and pictures come by different ways.
+        shares = self.is_original or (takes_features and not sees_clips(model.config))
+        self.shares_images = shares and not reads_text
 
     def __call__(self, prompts: list[Prompt]) -> list[Answer]:
         lengths = [self._image_length(prompt) for prompt in prompts]
         rows = [prompt.ids for prompt in prompts]
         if not self.is_original:
-            image = self.model.config.image_token_id
-            rows = [expand_image_tokens(row, image, length) for row, length in zip(rows, lengths, strict=True)]
+            config, frames = self.model.config, [prompt.num_frames for prompt in prompts]
+            rows = [expanded(row, config, *sizes) for row, *sizes in zip(rows, lengths, frames, strict=True)]
         ids, mask = left_padded(rows, self.model.device)
         if self.reduction is not None:
             self.reduction.text = [prompt.text for prompt in prompts]
@@ -187,6 +202,8 @@ class Answering:
         sizes = [prompt.image_size for prompt in prompts]
         if self.is_original:
             return {"images": pixels, "image_sizes": sizes}
+        if sees_clips(self.model.config):
+            return stock_inputs(self.model, pixels, [prompt.num_frames > 0 for prompt in prompts])
         if self.model.config.model_type == "llava":
             return {"pixel_values": torch.cat(pixels)}
         heights_first = torch.tensor([size[::-1] for size in sizes], device=self.model.device)
@@ -196,11 +213,15 @@ class Answering:
         """Visual tokens of a prompt's image before any reduction."""
         if prompt.pixels is None:
             return 0
-        if self.is_original:
+        if self.is_original and not prompt.num_frames:
             return self.model.image_length(len(prompt.pixels), prompt.image_size)
+        if self.is_original:
+            return prompt.num_frames * (self.model.tokens_per_view + 1)
         vision = self.model.config.vision_config
         num_tokens = (vision.image_size // vision.patch_size) ** 2
-        if self.model.config.model_type == "llava":
+        if prompt.num_frames:
+            return prompt.num_frames * (num_tokens + 1)
+        if self.model.config.model_type in ("llava", "video_llava"):
             return num_tokens
         sizes = torch.tensor([prompt.image_size[::-1]])
         return image_lengths(self.model.base_model, sizes, num_tokens)[0][0]

@@ -7,6 +7,7 @@ from functools import partial
 from llava.checkpoint import LlavaCheckpoint
 from llava.conversation import get_conversation
 from llava.model.check import find_local_tower
+from llava.model.check_video import IMAGE, VIDEO, find_languagebind, is_video
 from vscan.eval.arguments import (
     add,
     add_generation_arguments,
@@ -72,31 +73,45 @@ class Command:
         check_folder(args.image_folder) if args.on_error == "skip" else check_images(questions, args.image_folder)
         self.answer(questions, ImageFolder(args.image_folder), row)
 
-    def answer(self, questions: list[dict], find_image: Callable, row: Callable | None = None) -> None:
+    def answer(
+        self, questions: list[dict], find_image: Callable, row: Callable | None = None, leave: bool = False
+    ) -> Ranks:
         """Answer questions into `--answers-file`; one of several processes does its share.
 
         Args:
             questions: all of a file, or of a chunk of it.
             find_image: from a question to its picture's file or content.
             row: from question, answer and model_id to a row of the answers file; None is the published one.
+            leave: some questions may have no row in the end, whatever `--on-error` says.
+
+        Returns:
+            The processes, of which this is one.
 
         Raises:
             FileNotFoundError, ValueError: for bad input; rows answered before it are kept.
         """
         args = self.args
         checkpoint = LlavaCheckpoint(args.model_path)
+        self.check_kind(checkpoint)
         if self.reduction is not None:
             self.reduction = checkpoint.settled(self.reduction)
         ranks = Ranks()
         answer = partial(self._answer, checkpoint, questions, find_image, row, ranks)
-        answer_file(args.answers_file, self._record(checkpoint), questions, answer, ranks, args.on_error == "skip")
+        skip = leave or args.on_error == "skip"
+        answer_file(args.answers_file, self._record(checkpoint), questions, answer, ranks, skip)
+        return ranks
+
+    def check_kind(self, checkpoint: LlavaCheckpoint) -> None:
+        """Raise ValueError for a checkpoint that cannot be asked such questions."""
 
     def _record(self, checkpoint: LlavaCheckpoint) -> dict:
         """What decides the answers, for the record beside them."""
         path, config = self.args.model_path, checkpoint.config
-        tower = find_local_tower(config["mm_vision_tower"], path) if "mm_vision_tower" in config else None
+        towers = [find_local_tower(config["mm_vision_tower"], path)] if "mm_vision_tower" in config else []
+        if is_video(config):
+            towers = [find_languagebind(part, config, path) for part in (IMAGE, VIDEO)]
         return {
-            **run_record(self.args, self.args.question_file, [path] if tower is None else [path, tower]),
+            **run_record(self.args, self.args.question_file, [path, *filter(None, towers)]),
             "reduction": reduction_record(self.reduction, checkpoint.fields(self.args.method)),
         }
 

@@ -6,8 +6,10 @@ from vscan.config import ReductionConfig
 from vscan.io.checkpoint import check_config, check_layers, check_pointer, check_settings, read_json
 from vscan.io.weights import check_weights
 
+from .check_video import IMAGE, check_towers, is_video, tower_settings
+
 ORIGINAL = ("llava", "llava_llama")
-HUGGING_FACE = ("llava", "llava_next")
+HUGGING_FACE = ("llava", "llava_next", "video_llava")
 TOWERS = ("clip", "clip_vision_model")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 PREPROCESSOR = "preprocessor_config.json"
@@ -38,7 +40,7 @@ def check_checkpoint(folder: str | Path) -> dict:
     check_settings(folder)
     name = config.get("mm_vision_tower")
     processor = folder if name is None else find_local_tower(name, folder)
-    if processor is not None:
+    if processor is not None and not is_video(config):  # whose pictures are prepared in one way
         if not (processor / PREPROCESSOR).is_file():
             raise FileNotFoundError(f"model path {str(processor)!r}: expected {PREPROCESSOR}, found none")
         check_settings(processor)
@@ -49,7 +51,7 @@ def check_model(folder: str | Path) -> dict:
     """`check_checkpoint` of config and weights alone, the vision tower's included; returns the config."""
     folder = Path(folder)
     config = check_config(folder)
-    original = "mm_vision_tower" in config
+    original = is_original(config)
     if config.get("model_type") not in (ORIGINAL if original else HUGGING_FACE) or not (
         original or isinstance(config.get("vision_config"), dict)
     ):
@@ -59,11 +61,18 @@ def check_model(folder: str | Path) -> dict:
             f"(Hugging Face), got model_type {config.get('model_type')!r}"
         )
     names = check_weights(folder, "quantization_config" in config)
-    if original:
+    if is_video(config):
+        _check_layer(config, "mm_vision_select_layer", check_towers(config, folder, names), folder)
+    elif original:
         _check_original(config, folder, any(name.startswith(PREFIX) for name in names))
     else:
         _check_layer(config, "vision_feature_layer", config["vision_config"], folder)
     return config
+
+
+def is_original(config: dict) -> bool:
+    """Whether a config is one in the original format."""
+    return "mm_vision_tower" in config or is_video(config)
 
 
 def _check_original(config: dict, folder: Path, has_tower: bool) -> None:
@@ -158,6 +167,8 @@ def check_budget(reduction: ReductionConfig, config: dict, num_tokens: int | Non
 
 def tokens_per_image(config: dict, folder: Path) -> int | None:
     """Patches of an image; None where the vision tower's config is not at hand."""
+    if is_video(config):
+        config = tower_settings(IMAGE, config, folder)
     name = config.get("mm_vision_tower")
     if name is not None:
         tower = find_local_tower(name, folder)

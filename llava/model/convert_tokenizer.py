@@ -48,10 +48,15 @@ class SentencePiece:
         return sorted((text for text, _, kind in self.pieces if kind == USER_DEFINED), key=len, reverse=True)
 
 
-def build_tokenizer(original: LlamaSentencePieceTokenizer) -> Tokenizer:
+def build_tokenizer(
+    original: LlamaSentencePieceTokenizer, placeholders: tuple[str, ...] = (DEFAULT_IMAGE_TOKEN,)
+) -> Tokenizer:
     """Build the tokenizer: that of the checkpoint, and "<image>" with the next free id.
 
     Every text between two "<image>" is treated as a text of its own, as `tokenizer_image_token` does.
+
+    Args:
+        placeholders: what is added, "<image>" first.
 
     Raises:
         ValueError: if its ids are not those of the original, for what no tokenizer.json can say.
@@ -73,7 +78,7 @@ def build_tokenizer(original: LlamaSentencePieceTokenizer) -> Tokenizer:
     tokenizer.add_tokens(
         [AddedToken(token.content, special=token.special, normalized=not original.legacy) for token in added]
     )
-    tokenizer.add_tokens([AddedToken(DEFAULT_IMAGE_TOKEN, special=True, normalized=False)])
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in placeholders])
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )

@@ -16,6 +16,8 @@ from vscan.prompt import VisualPrompt
 class OriginalLlava(Family):
     """LlavaLlamaForCausalLM: LLaVA-1.5, and LLaVA-NeXT, of which every crop is a view."""
 
+    has_frames = False
+
     def __init__(self, model: nn.Module):
         super().__init__(model)
         self.tower = model.model.vision_tower.vision_tower
@@ -28,6 +30,7 @@ class OriginalLlava(Family):
             num_vision_layers=self.tower.config.num_hidden_layers,
             depth=self.model.model.vision_tower.select_layer % (self.tower.config.num_hidden_layers + 1),
             text_config=self.model.config,
+            has_frames=self.has_frames,
         )
 
     def install(self, reduction) -> Callable[[], None]:
@@ -48,3 +51,9 @@ class OriginalLlava(Family):
         if prompt is None:
             raise ValueError("expected images to plan for, got none")
         return prompt
+
+
+class OriginalVideoLlava(OriginalLlava):
+    """VideoLlavaLlamaForCausalLM: an image is a view, and so is every frame of a clip, beside its [CLS] token."""
+
+    has_frames = True

@@ -1,5 +1,7 @@
 """What makes a language model a LLaVA: a vision tower, a projector, and images in the prompt."""
 
+from itertools import accumulate, pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -113,7 +115,7 @@ class LlavaMetaForCausalLM:
     def embed_images(
         self,
         images: Tensor | list[Tensor] | None,
-        image_sizes: list[tuple[int, int]] | None,
+        image_sizes: list[tuple[int, int]] | None = None,
         prompts: list[list[int]] | None = None,
     ) -> EncodedImages | None:
         """Encode images and put the crops of each together; None where there is none.
@@ -125,16 +127,9 @@ class LlavaMetaForCausalLM:
         """
         if images is None:
             return None
-        texts = self.texts_of(prompts, [len(crops) if crops.ndim == 4 else 1 for crops in images])
+        texts = self.texts_of(prompts, images, [len(crops) if crops.ndim == 4 else 1 for crops in images])
         if isinstance(images, Tensor) and images.ndim == 4:
-            encoded, kept = self.encode_images(images, texts=texts)
-            num_kept = [encoded.shape[1] if kept is None else self.model.reduction.fitted.num_kept] * len(images)
-            return EncodedImages(
-                pooler_output=list(encoded),
-                kept=None if kept is None else list(kept),
-                num_views=[1] * len(images),
-                num_kept=num_kept,
-            )
+            return self.embed_views(images, texts)
         views = [len(crops) for crops in images]
         sizes = [None] * len(views) if image_sizes is None else image_sizes
         fitted = None if self.model.reduction is None else self.model.reduction.fitted
@@ -157,14 +152,24 @@ class LlavaMetaForCausalLM:
             num_kept = [fitted.num_kept_of(number) for number in views] if fixed else None
         return EncodedImages(pooler_output=features, kept=kept, num_views=views, num_kept=num_kept)
 
-    def texts_of(self, prompts: list[list[int]] | None, views: list[int]) -> list | None:
+    def embed_views(self, images: Tensor, texts: list | None) -> EncodedImages:
+        """Encode images [V, 3, H, W] of one view each."""
+        encoded, kept = self.encode_images(images, texts=texts)
+        return EncodedImages(
+            pooler_output=list(encoded),
+            kept=None if kept is None else list(kept),
+            num_views=[1] * len(images),
+            num_kept=[encoded.shape[1] if kept is None else self.model.reduction.fitted.num_kept] * len(images),
+        )
+
+    def texts_of(self, prompts: list[list[int]] | None, images, views: list[int]) -> list | None:
         """The text of every view's prompt, where the method reads text; `views` says how many a picture has."""
         reduction = self.model.reduction
         if reduction is None or reduction.read is None or not reduction.fitted.reduces_views:
             return None
         if prompts is None:
             raise ValueError(f"method {reduction.config.method!r} reads text: expected prompts beside images, got none")
-        pictures = owners([row.count(IMAGE_TOKEN_INDEX) for row in prompts], [1] * len(views))
+        pictures = owners([row.count(IMAGE_TOKEN_INDEX) for row in prompts], self.placeholders(images))
         of_views = [prompt for prompt, number in zip(pictures, views, strict=True) for _ in range(number)]
         return texts_of(reduction, [behind_last(row, [IMAGE_TOKEN_INDEX]) for row in prompts], of_views)
 
@@ -189,6 +194,14 @@ class LlavaMetaForCausalLM:
         """Visual tokens of one picture, (width, height), before any reduction."""
         blank = torch.empty(num_crops, self.tokens_per_view, 1)
         return len(self.pack_crops(blank, image_size, torch.empty(1)))
+
+    def placeholders(self, images: Tensor | list[Tensor] | None) -> list[int]:
+        """How many placeholders each image takes in a prompt."""
+        return [] if images is None else [1] * len(images)
+
+    def placeholders_of(self, encoded: EncodedImages) -> list[int]:
+        """The same of images that are encoded."""
+        return [1] * len(encoded.pooler_output)
 
     def embed_prompts(
         self,
@@ -216,14 +229,14 @@ class LlavaMetaForCausalLM:
         rows = input_ids.tolist()
         masks = [[1] * len(row) for row in rows] if attention_mask is None else attention_mask.tolist()
         rows = [[token for token, keep in zip(*pair, strict=True) if keep] for pair in zip(rows, masks, strict=True)]
-        num_images = [row.count(IMAGE_TOKEN_INDEX) for row in rows]
-        given = images if image_features is None else image_features.pooler_output
-        num_given = 0 if given is None else len(given)
-        if sum(num_images) != num_given:
-            raise ValueError(f"expected as many images as the prompts name, {num_images}, got {num_given}")
+        named = [row.count(IMAGE_TOKEN_INDEX) for row in rows]
+        taken = self.placeholders(images) if image_features is None else self.placeholders_of(image_features)
+        num_images = images_of_rows(named, taken)
         encoded = self.embed_images(images, image_sizes, rows) if image_features is None else image_features
         features = [] if encoded is None else encoded.pooler_output
-        sizes = iter([len(feature) for feature in features])
+        sizes = iter(
+            [len(image) // number for image, number in zip(features, taken, strict=True) for _ in range(number)]
+        )
         rows = [
             [out for token in row for out in ([token] * next(sizes) if token == IMAGE_TOKEN_INDEX else [token])]
             for row in rows
@@ -252,5 +265,26 @@ class LlavaMetaForCausalLM:
             None if encoded.num_kept is None else of_rows(encoded.num_kept),
             num_valid,
             None if encoded.kept is None else placed(torch.cat(encoded.kept), visual),
+            None if encoded.apart is None else placed(torch.cat(encoded.apart), visual),
+            None if encoded.num_apart is None else of_rows(encoded.num_apart),
         )
         return embeds.masked_scatter(visual.unsqueeze(-1), torch.cat(features).to(embeds)), mask, prompt
+
+
+def images_of_rows(named: list[int], taken: list[int]) -> list[int]:
+    """How many images belong to each prompt.
+
+    Args:
+        named: placeholders of each prompt.
+        taken: placeholders that each image takes, in the order in which the prompts name them.
+
+    Raises:
+        ValueError: if these are not those of the prompts.
+    """
+    ends = list(accumulate(taken, initial=0))
+    wanted = list(accumulate(named, initial=0))
+    if set(wanted) <= set(ends) and wanted[-1] == ends[-1]:
+        places = [ends.index(end) for end in wanted]
+        return [end - start for start, end in pairwise(places)]
+    each = "" if set(taken) <= {1} else f", which take {taken} placeholders"
+    raise ValueError(f"expected as many images as the prompts name, {named}, got {len(taken)}{each}")

@@ -8,6 +8,8 @@ import torch
 from helpers import IMAGE_TOKEN, prompt, tiny_llava, tiny_next, tiny_original
 from qwen_helpers import image, inputs_of, tiny_qwen
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
+from video_helpers import clip, picture, tiny_original_video, tiny_video_llava
+from video_helpers import inputs_of as video_inputs_of
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from vscan.compat import pooled
@@ -116,6 +118,12 @@ def qwen(model, rows: list, side: str = "left") -> dict:
     return inputs_of([[image(*TOKENS[part]) if isinstance(part, str) else part for part in row] for row in rows], side)
 
 
+def video_llava(model, rows: list, side: str = "left") -> dict:
+    """Wide pictures are clips, tall ones images."""
+    shown = {"wide": clip(), "tall": picture()}
+    return video_inputs_of(model, [[shown.get(part, part) for part in row] for row in rows], side)
+
+
 def qwen_family(cls: type) -> Family:
     shares = {"visual_tokens": 0.5, "layers": {1: 0.6, 3: 4}}
     return Family(partial(tiny_qwen, cls), qwen, shares, vscan_fields={}, markers=2, has_cls=False)
@@ -126,6 +134,8 @@ FAMILIES = {
     "llava_next": Family(tiny_next, llava_next, unpads=True),
     "qwen2_5_vl": qwen_family(Qwen2_5_VLForConditionalGeneration),
     "qwen2_vl": qwen_family(Qwen2VLForConditionalGeneration),
+    "video_llava": Family(tiny_video_llava, video_llava),
     "original": Family(tiny_original, original),
     "original_any_resolution": Family(partial(tiny_original, tiles=True), partial(original, tiles=True), unpads=True),
+    "original_video": Family(tiny_original_video, video_llava),
 }

@@ -164,6 +164,7 @@ def test_both_spellings_are_the_same_flag():
 
 def test_the_commands_are_imported_without_torch():
     names = ["command", "model_vqa", "model_vqa_loader", "model_vqa_mmbench", "model_vqa_science"]
+    names += ["model_vqa_video", "run_inference_video_qa", "run_inference_video_qa_act"]
     names += ["eval_pope", "eval_science_qa", "eval_textvqa"]
     code = f"import sys, {', '.join(f'llava.eval.{name}' for name in names)}"
     code += "\nprint('torch' in sys.modules, 'transformers' in sys.modules)"

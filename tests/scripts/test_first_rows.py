@@ -10,6 +10,7 @@ from scripts.first_rows import main
 from vscan.eval.benchmarks import BENCHMARKS
 from vscan.eval.mmbench import read_mmbench, rounds
 from vscan.eval.science import read_science
+from vscan.eval.video_questions import read_clips
 
 FILES = {
     "gqa": "llava_gqa_testdev_balanced.jsonl",
@@ -21,6 +22,7 @@ FILES = {
     "mme": "llava_mme.jsonl",
     "docvqa": "llava_docvqa_val.jsonl",
     "infovqa": "llava_infovqa_val.jsonl",
+    "msvd": "test_q.json",
 }
 
 
@@ -100,6 +102,7 @@ def test_lists_and_folders_without_answers_of_their_own(tmp_path):
         ("mmbench", ["A"] * 4),
         ("docvqa", [["A"]] * 3),
         ("infovqa", [["A"]] * 3),
+        ("msvd", ["A"] * 3),
     ],
 )
 def test_the_score_of_a_copy_is_that_of_its_rows(name, right, tmp_path):
@@ -111,6 +114,9 @@ def test_the_score_of_a_copy_is_that_of_its_rows(name, right, tmp_path):
         questions = read_science(copy / FILES[name])
     elif name == "mmbench":
         questions = [question for entry in read_mmbench(copy / FILES[name]) for question in rounds(entry)]
+    elif name == "msvd":
+        questions = read_clips(copy / FILES[name], copy / "test_a.json")
+        assert (copy / "videos").is_symlink()
     else:
         questions = lines(copy / FILES[name])
     rows = [{"question_id": row["question_id"], "prompt": row.get("prompt", row["text"])} for row in questions]

@@ -36,6 +36,8 @@ def values(words):
         ("llava1_5", "11.1", "--layer_list [16] --image_token_list [32] --visual_token_num 96"),
         ("llava1_6", "22.2", "--layer_list [16] --image_token_list [64] --visual_token_num 192"),
         ("llava1_5", "33.3", "--layer_list [16] --image_token_list [96] --visual_token_num 288"),
+        ("video_llava", "25", "--layer_list [16] --image_token_list [32] --visual_token_num 96"),
+        ("video_llava", "11.1", "--layer_list [16] --image_token_list [14] --visual_token_num 42"),
         ("qwen2_5_vl", "11.1", "--layer-list [14] --image-token-ratio-list [0.333] --image-token-ratio 0.167"),
         ("qwen2_5_vl", "22.2", "--layer-list [14] --image-token-ratio-list [0.333] --image-token-ratio 0.333"),
         ("qwen2_5_vl", "33.3", "--layer-list [14] --image-token-ratio-list [0.333] --image-token-ratio 0.5"),
@@ -115,6 +117,14 @@ def test_another_method_is_given_the_average_and_finds_its_own_way(tmp_path, met
     assert flags("llava1_5", method, "22.2", tmp_path) == ["--method", method, "--average", "128"]
     assert flags("qwen2_5_vl", method, "22.2", tmp_path) == ["--method", method, "--average", "0.222"]
     assert flags("llava1_6", method, "dense", tmp_path) == []
+
+
+def test_budgets_of_clips_are_those_of_a_frame(tmp_path):
+    assert flags("video_llava", "fastervlm", "22.2", tmp_path) == ["--method", "fastervlm", "--visual_token_num", "57"]
+    assert flags("video_llava", "fastv", "5.6", tmp_path) == ["--method", "fastv", "--average", "14"]
+    assert flags("video_llava", "vscan", "dense", tmp_path) == []
+    with pytest.raises(ValueError, match=r"BUDGET: expected 25, 22\.2, 11\.1, 5\.6 or dense, got '33\.3'"):
+        flags("video_llava", "vscan", "33.3", tmp_path)
 
 
 def test_the_flags_are_found_without_torch():

@@ -50,6 +50,9 @@ def test_a_dry_run_prints_the_question_and_the_score(printed, family, name):
     assert run.parts[3:5] == (family, score[3])
     data = "playground/data/eval" if family.startswith("v1") else "../data/eval"
     assert flag(score, "--data").startswith(f"{data}/")
+    if family == "video_llava":
+        for name_of_flag in ("--truth-file", "--video-folder"):
+            assert flag(answer, name_of_flag).startswith(flag(score, "--data"))
     if name != "refcoco":
         assert flag(answer, "--answers-file") == flag(score, "--answers") == str(run / "answers.jsonl")
         assert flag(answer, "--question-file").startswith(flag(score, "--data"))
@@ -60,7 +63,7 @@ def test_a_dry_run_prints_the_question_and_the_score(printed, family, name):
 
 def test_the_flags_of_every_script_are_known(printed, project, monkeypatch):
     """The commands themselves parse what the scripts give them, and go on to look for the checkpoint or the data."""
-    from llava.eval import model_vqa, model_vqa_loader, model_vqa_mmbench, model_vqa_science
+    from llava.eval import model_vqa, model_vqa_loader, model_vqa_mmbench, model_vqa_science, model_vqa_video
     from qwen.eval import model_vqa_loader as qwen_loader
     from qwen.eval import model_vqa_mmbench as qwen_mmbench
     from qwen.eval import model_vqa_science as qwen_science
@@ -68,7 +71,7 @@ def test_the_flags_of_every_script_are_known(printed, project, monkeypatch):
     from scripts import convert_document_questions
     from vscan.eval.__main__ import make_parser
 
-    modules = (model_vqa, model_vqa_loader, model_vqa_mmbench, model_vqa_science)
+    modules = (model_vqa, model_vqa_loader, model_vqa_mmbench, model_vqa_science, model_vqa_video)
     modules += (qwen_loader, qwen_mmbench, qwen_science, refcoco)
     mains = {module.__name__: module.main for module in modules}
     mains["scripts/convert_document_questions.py"] = convert_document_questions.main
@@ -123,6 +126,17 @@ LLAVA = "--temperature 0 --conv-mode vicuna_v1"
             "--data-root ../data/eval/refcoco --image-root ../data/eval/refcoco/images "
             "--output-dir playground/out/eval/qwen2_5_vl/refcoco/vscan-50 --temperature 0 "
             "--layer-list '[14]' --image-token-ratio-list '[0.67]' --image-token-ratio 0.6",
+        ),
+        (
+            "video_llava",
+            "msrvtt",
+            "python -m llava.eval.model_vqa_video --model-path ../models/Video-LLaVA-7B "
+            "--question-file ../data/eval/GPT_Zero_Shot_QA/MSRVTT_Zero_Shot_QA/test_q.json "
+            "--truth-file ../data/eval/GPT_Zero_Shot_QA/MSRVTT_Zero_Shot_QA/test_a.json "
+            "--video-folder ../data/eval/GPT_Zero_Shot_QA/MSRVTT_Zero_Shot_QA/videos/all "
+            "--answers-file playground/out/eval/video_llava/msrvtt/vscan-25/answers.jsonl "
+            "--temperature 0 --conv-mode llava_v1 "
+            "--layer_list '[16]' --image_token_list '[32]' --visual_token_num 96 --on-error skip",
         ),
         (
             "v1_5",

@@ -235,7 +235,9 @@ def test_run_all_runs_every_script_and_ends_with_the_table(project, tmp_path):
     assert done.stderr.endswith(f"error: these failed, what they said is above: {' '.join(sorted(BENCHMARKS))}\n")
     for family in ("llava2", "..", ""):
         done = bash(project, "scripts/run_all.sh", family, PYTHON="true")
-        expected = f"error: expected a family (llava1_5, llava1_6, qwen2_5_vl, v1_5 or v1_6), got '{family}'\n"
+        expected = (
+            f"error: expected a family (llava1_5, llava1_6, qwen2_5_vl, video_llava, v1_5 or v1_6), got '{family}'\n"
+        )
         assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
 
 

@@ -410,7 +410,7 @@ def test_an_average_and_a_group_that_are_none_are_refused(given, message):
 
 @pytest.mark.parametrize(
     "given",
-    [{"average": 64}, {"average": 0.25}, {"preset": "a"}, {"average": 64, "group": "view"}, {"frame_cls": True}],
+    [{"average": 64}, {"average": 0.25}, {"preset": "a"}, {"average": 64, "group": "view"}, {"frame_cls": "drop"}],
 )
 def test_what_came_later_is_recorded_where_it_is_given(given):
     config = ReductionConfig("vscan", **given)

@@ -66,8 +66,12 @@ def fitted(method="vscan", num_tokens=576, has_cls=True, num_layers=8, rank_with
         ),
         ({"visual_tokens": 9, "group": "image"}, "group: expected 'view' or None for 'vscan', got 'image'"),
         (
+            {"visual_tokens": 9, "frame_cls": "keep"},
+            "frame_cls: expected None, for views of this model have no [CLS] token, got keep",
+        ),
+        (
             {"visual_tokens": 9, "frame_cls": True},
-            "frame_cls: expected None, for views of this model have no [CLS] token, got True",
+            "frame_cls: expected one of keep, drop, or None, got True",
         ),
         ({"average": 577}, "average: expected at most the 576 visual tokens of a view, got 577"),
         (

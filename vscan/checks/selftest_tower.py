@@ -14,14 +14,14 @@ from ..methods.tome import ToMe
 from ..models.towers import run_tower
 from .selftest import copy_of, functions, once, same
 
-BLOCKS, HEADS, WIDTH, PATCH, SIDE = 3, 2, 16, 2, 3
+BLOCKS, HEADS, WIDTH, PATCH, SIDE, FRAMES = 3, 2, 16, 2, 3, 2
 
 
-def clip_tower_of(model: nn.Module) -> nn.Module | None:
-    """The CLIP tower of a LLaVA, stock or in the original format; None for another model."""
-    tower = getattr(model.base_model, "vision_tower", None)
-    tower = getattr(tower, "vision_tower", tower)
-    return tower if getattr(getattr(tower, "config", None), "model_type", None) == "clip_vision_model" else None
+def clip_towers_of(model: nn.Module) -> list[nn.Module]:
+    """The CLIP towers of a LLaVA, stock or in the original format; none for another model."""
+    found = [getattr(model.base_model, name, None) for name in ("vision_tower", "image_tower", "video_tower")]
+    towers = [getattr(tower, "vision_tower", tower) for tower in found if tower is not None]
+    return [tower for tower in towers if getattr(tower.config, "model_type", None) == "clip_vision_model"]
 
 
 def check_clip_tower(tower: nn.Module) -> None:
@@ -31,21 +31,27 @@ def check_clip_tower(tower: nn.Module) -> None:
         LibraryChanged: naming what does not fit.
     """
     cls = type(tower)
-    once(cls.__name__, (cls, tower.config.hidden_act, *functions(cls)), lambda: _try(cls, tower.config))
+    frames = getattr(tower.config, "num_frames", None) if getattr(tower.config, "add_time_attn", False) else None
+    key = (cls, tower.config.hidden_act, frames is None, *functions(cls))
+    once(cls.__name__, key, lambda: _try(cls, tower.config, FRAMES if frames else None))
 
 
-def _try(cls: type, config) -> None:
+def _try(cls: type, config, num_frames: int | None) -> None:
     small = copy.deepcopy(config)
     small.num_hidden_layers, small.num_attention_heads = BLOCKS, HEADS
     small.hidden_size, small.intermediate_size, small.attention_dropout = WIDTH, 24, 0.0
     small.image_size, small.patch_size, small.num_channels = PATCH * SIDE, PATCH, 3
+    if num_frames is not None:
+        small.num_frames = num_frames
     random = torch.Generator().manual_seed(0)
     model = copy_of(cls, small, "eager", random)
-    pixels = torch.randn((2, 3, PATCH * SIDE, PATCH * SIDE), generator=random, dtype=torch.float32)
+    pixels = torch.randn((FRAMES, 3, PATCH * SIDE, PATCH * SIDE), generator=random, dtype=torch.float32)
     output = model(pixels, output_hidden_states=True, output_attentions=True)
     seen = run_tower(model, pixels, -2, Needs(rows=(0, -1)))
     same("the features of a CLIP tower", output.hidden_states[-2], seen.hidden)
     apart = run_tower(model, pixels, -2, block=ToMe().block, num=SIDE**2).hidden
     same("the features of a CLIP tower taken apart", output.hidden_states[-2], apart)
+    each = len(output.attentions) // BLOCKS  # a block that attends over time does so first
     for layer, row in seen.rows.items():
-        same("a row of [CLS] in a CLIP tower", output.attentions[layer][:, :, 0, 1:].mean(dim=1), row)
+        weights = output.attentions[each - 1 :: each][layer]
+        same("a row of [CLS] in a CLIP tower", weights[:, :, 0, 1:].mean(dim=1), row)

@@ -9,7 +9,16 @@ from ..compat import ARGUMENTS, CACHE, ENCODED, LibraryChanged, mask_builder
 
 # What shells took before that: one that takes other keywords, and not this one, hands pictures over in a way unknown.
 _SHELL_KEYWORDS = {
-    *("input_ids", "pixel_values", "pixel_values_videos", "attention_mask", "position_ids", CACHE, "inputs_embeds"),
+    *(
+        "input_ids",
+        "pixel_values",
+        "pixel_values_images",
+        "pixel_values_videos",
+        "attention_mask",
+        "position_ids",
+        CACHE,
+        "inputs_embeds",
+    ),
     *("vision_feature_layer", "vision_feature_select_strategy", "image_sizes", "use_cache", "image_grid_thw"),
     *("video_grid_thw", "rope_deltas", "mm_token_type_ids", "second_per_grid_ts", "output_attentions"),
     *("output_hidden_states", "return_dict", "cache_position", "logits_to_keep", "labels"),

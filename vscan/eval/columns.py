@@ -3,16 +3,20 @@
 from collections.abc import Iterable
 
 from .benchmarks import BENCHMARKS
-from .runs import JUDGED, MODELS, Column, Run, read_published, retained
+from .runs import JUDGED, MODELS, PROXIES, Column, Run, read_published, retained
 
-NOT_IN_MEAN = {("mme", "perception"), *((name, JUDGED) for name in BENCHMARKS)}  # of a total, or beside an accuracy
+BESIDE = ("", JUDGED, *PROXIES)  # parts of a benchmark about videos, in their order
+# Of a total, or beside an accuracy.
+NOT_IN_MEAN = {("mme", "perception"), *((name, part) for name in BENCHMARKS for part in BESIDE[1:])}
 
 
 def columns_of(runs: Iterable[Run]) -> list[Column]:
-    """All columns that runs fill, benchmarks in their order."""
+    """All columns that runs fill, benchmarks in their order; where there is a proxy, also what papers print."""
     order = list(BENCHMARKS)
     found = dict.fromkeys(column for run in runs for column in run.scores)
-    return sorted(found, key=lambda column: order.index(column[0]))
+    found |= {(name, part): None for name, proxy in found if proxy in PROXIES for part in BESIDE[:2]}
+    parts = {part: number for number, part in enumerate(BESIDE)}
+    return sorted(found, key=lambda column: (order.index(column[0]), parts.get(column[1], 0)))
 
 
 def mean_retained(run: Run, runs: list[Run], columns: list[Column]) -> tuple[float | None, int]:

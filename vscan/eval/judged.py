@@ -14,7 +14,8 @@ class Tally:
 
     Args:
         accuracy: yes / (yes + no) of the readable verdicts, in percent; None if there is neither.
-        score: the mean of their whole scores, 0 to 5; None if there is neither.
+        score: the sum of their whole scores, 0 to 5, by the number of all verdicts, unreadable ones too; None if no
+            verdict is readable.
         num_yes: verdicts that say yes.
         num_unreadable: verdicts without a yes or no, or without a score.
     """
@@ -37,6 +38,9 @@ def read_verdicts(answers_file: str | Path) -> dict[str, object] | None:
     file = Path(answers_file)
     places = [file.with_name(file.name + ending) for ending in (".judged", ".judged.json", ".judged.jsonl")]
     found = [place for place in places if place.exists()]
+    # Video-LLaVA's script writes a folder, whose name is the judge's, and in the end one file of all.
+    for names in (("results.json",), ("gpt3.5", "gpt3.5-0.0", "gpt3-0.25")):
+        found = found or [file.with_name(name) for name in names if file.with_name(name).exists()]
     if not found:
         return None
     if len(found) > 1:
@@ -98,7 +102,7 @@ def tally(verdicts: Iterable) -> Tally:
     num_yes = sum(yes for yes, _ in readable)
     return Tally(
         accuracy=100 * num_yes / len(readable) if readable else None,
-        score=sum(number for _, number in readable) / len(readable) if readable else None,
+        score=sum(number for _, number in readable) / len(read) if readable else None,
         num_yes=num_yes,
         num_unreadable=len(read) - len(readable),
     )

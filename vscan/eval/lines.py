@@ -6,6 +6,8 @@ from pathlib import Path
 
 from .benchmark import parse_json
 
+NAMES = (("question_id", "text"), ("id", "pred"))  # of a row's question and of its answer
+
 
 def beside(file: Path, name: str) -> Path:
     """The file that lies beside another one, under its name and one more."""
@@ -45,12 +47,17 @@ def parse_object(content: bytes, where: str, expected: str) -> dict:
 
 
 def parse_answer(content: bytes, where: str) -> dict:
-    """A row of an answers file, which has its question's id and a text; ValueError as in `parse_object`."""
+    """The question_id and text of a row of an answers file, as LLaVA calls them; Video-LLaVA says id and pred.
+
+    Raises:
+        ValueError: as in `parse_object`.
+    """
     expected = "an answer, a JSON object with question_id and text"
     row = parse_object(content, where, expected)
-    if "question_id" not in row or not isinstance(row.get("text"), str):
-        raise ValueError(f"{where}: expected {expected}, got {str(row)[:60]!r}")
-    return row
+    for name, text in NAMES:
+        if name in row and isinstance(row.get(text), str):
+            return {"question_id": row[name], "text": row[text]}
+    raise ValueError(f"{where}: expected {expected}, got {str(row)[:60]!r}")
 
 
 def read_record(file: Path) -> dict:

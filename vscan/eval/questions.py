@@ -65,15 +65,16 @@ def chunk(rows: list, num_chunks: int, index: int) -> list:
     return rows[index * size : (index + 1) * size]
 
 
-def image_file(folder: str | Path, image: str) -> Path:
-    """Where a question's image lies.
+def image_file(folder: str | Path, image: str, what: str = "image") -> Path:
+    """Where a question's image lies, or its clip, which `what` says.
 
     Raises:
         ValueError: if that is outside the folder. Links are followed: who made the folder may point anywhere.
     """
     path = Path(image)
     if path.is_absolute() or os.path.normpath(path).split(os.sep)[0] == os.pardir:
-        raise ValueError(f"expected an image inside the image folder {str(folder)!r}, got {image!r}")
+        article = "an" if what == "image" else "a"
+        raise ValueError(f"expected {article} {what} inside the {what} folder {str(folder)!r}, got {image!r}")
     return Path(folder) / path
 
 

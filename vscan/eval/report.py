@@ -9,7 +9,7 @@ from pathlib import Path
 from .benchmarks import BENCHMARKS
 from .columns import NOT_IN_MEAN, beside, columns_of, mean_retained
 from .records import write_whole
-from .runs import JUDGED, Column, Run, comparable, cost, read_runs, retained
+from .runs import JUDGED, PROXIES, Column, Run, comparable, cost, read_runs, retained
 
 TITLES = {("mme", "perception"): "MME-P", ("mme", "total"): "MME"}
 FEWER_ROWS = "*"
@@ -23,6 +23,8 @@ def title(column: Column) -> str:
     """Of a column, such as "GQA", "MME-P" or "refcoco_val"."""
     if column[1] == JUDGED:
         return f"{BENCHMARKS[column[0]].title} (0-5)"
+    if column[1] in PROXIES:
+        return f"{BENCHMARKS[column[0]].title} proxy: {column[1].removesuffix(' (%)')}"
     return TITLES.get(column) or column[1] or BENCHMARKS[column[0]].title
 
 

@@ -15,10 +15,11 @@ from ..config import ReductionConfig
 from ..methods import method_fields
 
 # Flags that change no answer, and those that the record has in other words.
-FREE = {"answers_file", "output_dir", "datasets", "num_workers", "on_error"}
-REDUCTION = {"method", "positions", "layer_list", "average", "preset", "given"}
+FREE = {"answers_file", "output_dir", "output_name", "datasets", "num_workers", "on_error"}
+FREE |= {"cache_dir", "model_max_length"}  # which do nothing
+REDUCTION = {"method", "positions", "layer_list", "average", "preset", "given", "frame_cls", "group"}
 REDUCTION |= {"visual_token_num", "image_token_list", "image_token_ratio", "image_token_ratio_list"}
-PATHS = ("model_path", "question_file", "image_folder", "data_root", "image_root")
+PATHS = ("model_path", "question_file", "image_folder", "data_root", "image_root", "truth_file", "video_folder")
 LIBRARIES = ("vscan", "torch", "transformers")
 LATER = {"versions", "questions_sha256", "checkpoint"}  # keys that older records do not have
 # What decides the answers in a checkpoint's folder, which may hold answers, logs and pictures too.
@@ -44,6 +45,7 @@ def run_record(args: argparse.Namespace, question_file: str | Path, folders: Ite
     return {
         **_settled(record),
         "questions_sha256": file_digest(question_file),
+        **({"truth_sha256": file_digest(args.truth_file)} if getattr(args, "truth_file", None) else {}),
         "checkpoint": checkpoint_files(folders),
         "versions": versions(),
     }

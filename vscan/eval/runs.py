@@ -20,9 +20,11 @@ from .benchmarks import BENCHMARKS
 from .gold import read_json
 from .lines import check_stats, read_record
 from .results import ANSWERS, SCORES
+from .video import BENCHMARKS as OF_VIDEOS
 
 PUBLISHED = Path(__file__).with_name("published.csv")
 JUDGED = "score (0 to 5)"  # of videos, beside their accuracy
+PROXIES = ("exact match (%)", "contains the answer (%)")  # of videos, where no judge need be asked
 MODELS = {  # of the families of scripts
     "llava1_5": "LLaVA-1.5-7B",
     "v1_5": "LLaVA-1.5-7B",
@@ -31,6 +33,7 @@ MODELS = {  # of the families of scripts
     "qwen2_5_vl": "Qwen2.5-VL-7B",
     "video_llava": "Video-LLaVA-7B",
 }
+VIDEOS = {benchmark.name for benchmark in OF_VIDEOS}
 Column = tuple[str, str]  # benchmark, and the part of its scores; "" is the score itself
 
 
@@ -103,7 +106,9 @@ def columns_of(benchmark: str, content: dict) -> dict[Column, float | None]:
         return {("mme", part): parts.get(part) for part in ("perception", "total")}
     if benchmark == "refcoco":
         return {("refcoco", part): value for part, value in parts.items() if not isinstance(value, dict)}
-    return {(benchmark, ""): content.get("value"), (benchmark, JUDGED): parts.get(JUDGED)}
+    judged = {(benchmark, ""): content.get("value"), (benchmark, JUDGED): parts.get(JUDGED)}
+    proxies = content.get("proxies", {}) if benchmark in VIDEOS else {}
+    return judged | {(benchmark, name): proxies.get(name) for name in PROXIES}
 
 
 def read_runs(folders: Iterable[str | Path]) -> tuple[list[Run], list[str]]:

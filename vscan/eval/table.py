@@ -3,8 +3,8 @@
 Categories count alike, in the mean and in the difference, however many questions each has: of K categories, a question
 of one with n_k questions has the weight w_q = 1 / (K n_k). With c_q and r_q in {0, 1} for whether a cell and the dense
 model answer question q correctly, the mean is sum_q w_q c_q, and the difference D = sum_q w_q d_q, d_q = c_q - r_q.
-Questions about one image are not independent, so its standard error is the cluster-robust one: with u_g the sum of
-w_q (d_q - D) over the questions of image g, and G images,
+Questions about one image, or one clip, are not independent, so its standard error is the cluster-robust one: with u_g
+the sum of w_q (d_q - D) over the questions of image g, and G images,
 
     se^2 = G / (G - 1) * sum_g u_g^2,
 
@@ -101,7 +101,7 @@ def summarise(rows: Sequence[Row], questions: list[dict]) -> list[Summary]:
         questions: those that they answered.
     """
     categories = [question.get("category", NO_CATEGORY) for question in questions]
-    clusters = [question.get("image") or row for row, question in enumerate(questions)]
+    clusters = [question.get("image") or question.get("video") or row for row, question in enumerate(questions)]
     asks_for_boxes = any(is_box(question.get("answer")) for question in questions)
     dense = next((row for row in rows if row.cell.reduction is None), None)
 

@@ -4,17 +4,19 @@ score              answers -> the judge's verdicts where they lie beside the ans
 write_for_judge    answers -> {id, question, answer, pred} a line, which a judge reads
 tally              verdicts -> accuracy and score as Video-ChatGPT counts them
 
-Verdicts lie beside `answers.jsonl`: a folder `answers.jsonl.judged` with a JSON file a question, or one file
+Verdicts lie beside `answers.jsonl`: a folder `answers.jsonl.judged` with a JSON file a question, or one file, which is
 `answers.jsonl.judged.json` (question id -> verdict) or `answers.jsonl.judged.jsonl` (a line a question, with its id).
+They may have the names of Video-LLaVA's scripts: `results.json`, or a folder `gpt3.5`, `gpt3.5-0.0` or `gpt3-0.25`.
 """
 
 from functools import partial
 from pathlib import Path
 
 from .benchmark import Benchmark, DataFile, Scores, join, read_rows
-from .gold import check_entries, check_prompts, identity, percent, read_json, unjoined, write_rows
+from .gold import check_prompts, identity, percent, unjoined, write_rows
 from .judged import read_verdicts, tally
 from .normalise import normalise_evalai
+from .video_questions import read_joined
 
 METRIC = "accuracy (%) by a judge"
 # Name, title, the published folder, and its number of questions where it is known.
@@ -49,15 +51,7 @@ def read_gold(folder: str | Path, files: tuple[DataFile, ...]) -> list[dict]:
         FileNotFoundError: if a file is not in the folder.
         ValueError: for a file of another format, or questions and answers that do not belong together.
     """
-    asked_file, gold_file = (file.find(folder) for file in files[:2])
-    keys = {"question_id": object, "question": str, "video_name": str}
-    asked = check_entries(read_json(asked_file), keys, asked_file)
-    gold = check_entries(read_json(gold_file), {"question_id": object, "answer": object}, gold_file)
-    joined = join(asked, gold, gold_file, identity)
-    if None in joined:
-        problem = f"{joined.count(None)} have none, such as {identity(asked[joined.index(None)])}"
-        raise ValueError(f"{gold_file}: expected an answer to every question of {asked_file.name}, {problem}")
-    return [{**question, "answer": str(answer["answer"])} for question, answer in zip(asked, joined, strict=True)]
+    return read_joined(*(file.find(folder) for file in files[:2]))
 
 
 def read_predictions(file: str | Path) -> list[dict]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import codecs
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -191,6 +193,12 @@ def choose_dtype(dtype: str | torch.dtype, config: dict, device: torch.device) -
     if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
         raise ValueError(f"dtype: expected auto, float32, bfloat16 or float16, got {dtype!r}")
     return torch.float32 if dtype == "auto" and device.type == "cpu" and chosen == torch.float16 else chosen
+
+
+@cache
+def warn_once(message: str) -> None:
+    """Say something in one line, the first time in this process."""
+    logging.getLogger("vscan").warning(message)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ CHECKPOINTS = {
     "llava": "llava.checkpoint:LlavaCheckpoint",
     "llava_llama": "llava.checkpoint:LlavaCheckpoint",
     "llava_next": "llava.checkpoint:LlavaCheckpoint",
+    "video_llava": "llava.checkpoint:LlavaCheckpoint",
     "qwen2_5_vl": "qwen.checkpoint:QwenCheckpoint",
 }
 

@@ -36,6 +36,11 @@ def some(names: Iterable[str]) -> str:
     return ", ".join(names[:3]) + ", ..." * (len(names) > 3)
 
 
+def has_weights(folder: str | Path) -> bool:
+    """Whether a folder holds weights, whole or not."""
+    return any((Path(folder) / name).is_file() for name in WEIGHTS)
+
+
 def weight_files(folder: str | Path) -> list[Path]:
     """The files that hold a checkpoint's weights.
 

@@ -25,7 +25,8 @@ class Needs(NamedTuple):
         rows: vision layers whose row (`Views.rows`) is wanted; negative ones count from the end, as in Python.
         keys: vision layers whose keys and [CLS] query are wanted.
         cls: whether the vision encoder must have a [CLS] token.
-        group: what one budget is for, "view" or "image": all crops of a picture.
+        group: what one budget is for, "view" or "image": all crops of a picture, all frames of a clip. The latter then
+            come one below the other as one view, without keys and without [CLS].
         back: decoder inputs kept behind the pruning layer, 0 or 1: with 1 the rows of the layer before can be read.
     """
 
@@ -106,7 +107,7 @@ class Stage:
     Args:
         layer: the layer about to run.
         hidden: [B, S, D], its input.
-        visual: bool [B, S], columns that hold a visual token.
+        visual: bool [B, S], columns that hold a visual token which competes for the budget.
         text: bool [B, S], columns of the prompt that hold a token of text.
         num: visual tokens to keep, one int an item.
         arriving: visual tokens that are there, one int an item; where they are as many as `num`, all stay.
@@ -226,6 +227,8 @@ class Method:
     positions: ClassVar[str] = "compact"
     # Whether its rows in the decoder apply the rotary embedding; None: as VScan ranks on that model.
     with_rotary: ClassVar[bool | None] = None
+    # Whether its stages in the decoder rank the [CLS] tokens of frames as any other; else these stay beside its budget.
+    ranks_cls: ClassVar[bool] = False
     # Published schedules whose counting differs from ours, by the name that `preset` gives.
     presets: ClassVar[dict[str, Schedule]] = {}
 

@@ -29,6 +29,7 @@ class FastV(Method):
     layer: Annotated[int, (1, None)] = 2
 
     positions = "original"
+    ranks_cls = True
     with_rotary = True  # the attention with which the layer ran
 
     @property

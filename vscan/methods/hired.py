@@ -67,7 +67,7 @@ class HiRED(Method):
 
     Of T tokens for a picture in crops, int(alpha T) are those of the whole picture and the rest is shared out among the
     tiles, in proportion to how many of the int((1 - alpha) N) patches with the most early attention lie in each. A
-    single view keeps its T best, and `alpha` means nothing.
+    single view keeps its T best, and `alpha` means nothing; so does a clip, whose frames share a budget.
 
     The published code counts early patches in strips of memory instead of tiles, swaps rows and columns of tiles, loses
     tokens to floors, to full tiles and to padding, and stops with an error where `alpha` is 1 and the whole picture is

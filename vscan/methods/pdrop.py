@@ -22,6 +22,7 @@ class PyramidDrop(Method):
     published code floors shares of the prompt's first number of tokens, where shares here are of what arrives.
     """
 
+    ranks_cls = True
     with_rotary = True
     presets: ClassVar[dict[str, Schedule]] = {"published": Schedule(layers={8: 0.5, 16: 0.5, 24: 0.5})}
 

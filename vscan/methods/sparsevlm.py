@@ -43,6 +43,7 @@ class SparseVLM(Method):
     """
 
     release: Literal["1.5", "2.0"] = "1.5"
+    ranks_cls = True
     with_rotary = True
 
     @property

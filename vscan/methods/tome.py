@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, scaled_dot_product_attention
 
 from ..compat import clip_parts, projections
-from ..select.attention import device_of, split_heads
+from ..select.attention import attends_over_time, device_of, over_time, split_heads
 from ..select.scan import top
 from .base import Kept, Method, Needs, Tower, Views
 
@@ -67,6 +67,18 @@ def merge(hidden: Tensor, sizes: Tensor, into: Tensor, num_left: int) -> tuple[T
     return (sums / totals.unsqueeze(-1)).to(hidden.dtype), totals
 
 
+def members_over_time(layer: nn.Module, hidden: Tensor, into: Tensor) -> Tensor:
+    """What a video tower's block does before the attention within frames, which goes place by place: a token stands at
+    the places of all its members, and becomes the mean of what they become.
+
+    Args:
+        hidden: [V, t, C].
+        into: long [V, T], the token that stands for each place.
+    """
+    members = over_time(layer, hidden.take_along_dim(into.unsqueeze(-1), dim=1))
+    return merge(members, torch.ones_like(into, dtype=torch.float32), into, hidden.shape[1])[0]
+
+
 @dataclass(frozen=True)
 class ToMe(Method):
     """Merging between attention and MLP of every block that leads to the features, by the blocks' keys.
@@ -99,6 +111,8 @@ class ToMe(Method):
             state["into"] = torch.arange(length, device=hidden.device).expand(num_views, -1)
             state["sizes"] = torch.ones(num_views, length, device=hidden.device)
         into, sizes = (state[name].to(hidden.device) for name in ("into", "sizes"))
+        if attends_over_time(layer):
+            hidden = members_over_time(layer, hidden, into)
         normed = norm(hidden)
         query, key, value = (split_heads(make(normed), head_dim) for make in (to_query, to_key, to_value))
         # Sizes are all 1 before the first merge.

@@ -6,6 +6,7 @@ from importlib import import_module
 FAMILIES = {
     "llava": "vscan.models.llava:Llava",
     "llava_next": "vscan.models.llava_next:LlavaNext",
+    "video_llava": "vscan.models.video_llava:VideoLlava",
     "qwen2_5_vl": "vscan.models.qwen2_5_vl:Qwen2_5_VL",
     "qwen2_vl": "vscan.models.qwen2_5_vl:Qwen2_5_VL",
 }

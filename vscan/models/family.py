@@ -77,6 +77,10 @@ class ShellFamily(Family):
         """What was encoded before the reduction, where it is of use under it; None where it is not."""
         return None
 
+    def shown(self, images: EncodedImages) -> Any:
+        """What the shell is given of encoded pictures, where it wants their features in another form."""
+        return images
+
     def install(self, reduction) -> Callable[[], None]:
         modalities = [self.modality(reduction, name) for name in self.pixels]
         return install_on_shell(self.model, reduction, modalities, self.decoder)
@@ -88,7 +92,7 @@ class ShellFamily(Family):
         def encode(**call) -> EncodedImages:
             return self.encode(reduction, name, original, call)
 
-        return Modality(name, self.pixels[name], encode, self.adopt)
+        return Modality(name, self.pixels[name], encode, self.adopt, self.shown)
 
     def prompt_of(self, inputs: dict) -> VisualPrompt:
         modalities = [Modality(name, pixels, None, self.adopt) for name, pixels in self.pixels.items()]
@@ -165,11 +169,14 @@ class ViewFamily(ShellFamily):
         )
 
 
-def reduce_views(fitted: Fitted, views: Views, of_images: list[int]) -> tuple[Tensor, Tensor, list[int] | None]:
+def reduce_views(
+    fitted: Fitted, views: Views, of_images: list[int], num_frames: int = 1
+) -> tuple[Tensor, Tensor, list[int] | None]:
     """Let a method reduce views, and lay its tokens out at their slots.
 
     Args:
         of_images: views of each picture.
+        num_frames: of a clip, where one budget is for all of its frames and they are one view.
 
     Returns:
         [V, N, D] in raster order, a kept token in its slot and zeros in all others; which slots are kept, bool [V, N];
@@ -178,7 +185,7 @@ def reduce_views(fitted: Fitted, views: Views, of_images: list[int]) -> tuple[Te
     method, num_tokens = fitted.method, views.grid[0] * views.grid[1]
     num_views, is_whole = len(views.features), fitted.group == "image" and views.layout is not None
     group = num_views * num_tokens if is_whole else num_tokens
-    num = count(group, fitted.visual_tokens, num_views if is_whole else 1)
+    num = count(group, fitted.visual_tokens, num_views if is_whole else num_frames if fitted.group == "image" else 1)
     if num == group:
         slots = torch.arange(num_tokens, device=views.features.device).expand(num_views, -1)
         kept = Kept(slots, views.project(views.features))

@@ -80,7 +80,7 @@ def features_of(part: Modality, original: Callable) -> Callable:
     def get_features(*args, **kwargs):
         kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
         if isinstance(kwargs.get(part.pixels), EncodedImages):  # before 5.18 they come in place of the pixels
-            return kwargs[part.pixels]
+            return part.shown(kwargs[part.pixels])
         images = part.encode(**kwargs)
         call = generation.get()
         if call is not None:
@@ -104,6 +104,9 @@ def hand_over(undo: ExitStack, base: nn.Module, modalities: list[Modality]) -> N
         given, kwargs = encode_all(base, modalities, kwargs)
         prompt = describe(base, given, kwargs)
         if prompt is not None:
+            if ENCODED in kwargs:
+                of_ours = {part: images for part, images in given.items() if isinstance(images, EncodedImages)}
+                kwargs[ENCODED] |= {part.name: part.shown(images) for part, images in of_ours.items()}
             return (), {**kwargs, "visual_prompt": prompt}
         for name, value in kwargs.items():
             parts = value.values() if isinstance(value, dict) else (value,)
@@ -182,9 +185,10 @@ def describe(base: nn.Module, given: dict[Modality, object], kwargs: dict) -> Vi
         images = images.expanded()
         check_finite(images.finite, images.pooler_output[0].dtype)
         sizes = [len(features) for features in images.pooler_output]
-        kept = None if images.kept is None else torch.cat(images.kept)
+        kept, apart = (None if masks is None else torch.cat(masks) for masks in (images.kept, images.apart))
         visual = input_ids == getattr(base.config, f"{part.name}_token_id")
-        prompts.append(VisualPrompt.read(visual, mask, sizes, images.num_views, images.num_kept, kept))
+        given_of_each = (images.num_views, images.num_kept, kept, apart, images.num_apart)
+        prompts.append(VisualPrompt.read(visual, mask, sizes, *given_of_each))
     return reduce(VisualPrompt.joined, prompts)
 
 

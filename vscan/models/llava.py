@@ -16,6 +16,8 @@ from .towers import clip_views, grid_of
 class Llava(ViewFamily):
     """LlavaForConditionalGeneration: a picture is one view."""
 
+    has_frames = False
+
     def __init__(self, model: nn.Module):
         super().__init__(model)
         config = self.base.config
@@ -27,8 +29,13 @@ class Llava(ViewFamily):
                 raise ValueError(f"{name}: expected {expected!r}, got {got!r}")
         self.feature_layer({})
 
+    @property
+    def tower(self) -> nn.Module:
+        """What sees images."""
+        return self.base.vision_tower
+
     def fit(self, config: ReductionConfig, method: Method) -> Fitted:
-        tower = self.base.vision_tower
+        tower = self.tower
         height, width = grid_of(tower)
         return Fitted.of(
             config,
@@ -37,6 +44,7 @@ class Llava(ViewFamily):
             num_vision_layers=tower.config.num_hidden_layers,
             depth=self.feature_layer({}) % (tower.config.num_hidden_layers + 1),
             text_config=self.base.language_model.config,
+            has_frames=self.has_frames,
         )
 
     def feature_layer(self, call: dict[str, Any]) -> int:
@@ -52,14 +60,14 @@ class Llava(ViewFamily):
 
     def num_views(self, call: dict) -> list[int]:
         self.feature_layer(call)
-        return [1] * len(call["pixel_values"])
+        return [1] * len(call[self.pixels["image"]])
 
     def views(self, call: dict, reduction) -> tuple[list[tuple[Views, list[int]]], Tensor]:
         return clip_views(
             reduction,
-            self.base.vision_tower,
+            self.tower,
             self.base.multi_modal_projector,
-            call["pixel_values"],
+            call[self.pixels["image"]],
             self.feature_layer(call),
             self.num_views(call),
         )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..compat import clip_blocks, clip_entry, projections, run_clip_block
 from ..methods.base import Layout, Method, Needs, Views
-from ..select.attention import cls_row, device_of
+from ..select.attention import attends_over_time, cls_row, device_of, over_time
 
 
 def grid_of(tower: nn.Module) -> tuple[int, int]:
@@ -113,18 +113,20 @@ def run_tower(
     hidden = clip_entry(tower, tower.embeddings(pixel_values.to(device_of(tower.embeddings))))
     features = hidden
     for index, layer in enumerate(blocks[: last + 1]):
+        is_own = block is not None and index < num_run
         if index in rows or index in keys:
             hidden = hidden.to(device_of(layer))
+        mixed = hidden if is_own else over_time(layer, hidden)
         if index in rows:
-            found_rows[index] = cls_row(layer, hidden)
+            found_rows[index] = cls_row(layer, mixed)
         if index in keys:
             norm, to_query, to_key, _, _ = projections(layer)
-            normed = norm(hidden)
+            normed = norm(mixed)
             found_keys[index], found_queries[index] = to_key(normed), to_query(normed[:, 0])
-        if block is not None and index < num_run:
+        if is_own:
             hidden = block(layer, hidden, state, index, num_run, num)
         elif index < max(num_run, last):  # a last block that only gives its row need not run
-            hidden = run_clip_block(layer, hidden)
+            hidden = run_clip_block(layer, mixed, **({"is_mixed": True} if attends_over_time(layer) else {}))
         if index + 1 == num_run:
             features = hidden
 
@@ -156,7 +158,9 @@ def clip_views(
         texts: of every view, where the method reads text.
     """
     method, num = reduction.fitted.method, reduction.fitted.num_kept
-    if type(method).block is not Method.block:  # what it makes of a view is its own
+    if not reduction.fitted.reduces_views:  # frames whose [CLS] alone is dropped
+        seen = run_tower(tower, pixel_values, feature_layer)
+    elif type(method).block is not Method.block:  # what it makes of a view is its own
         seen = run_tower(tower, pixel_values, feature_layer, method.needs, method.block, num)
     elif reduction.tower_memory is not None:
         seen = reduction.tower_memory.run(tower, pixel_values, feature_layer, method.needs)

@@ -53,6 +53,16 @@ def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return states * cos.unsqueeze(1) + torch.cat((-second, first), dim=-1) * sin.unsqueeze(1)
 
 
+def attends_over_time(layer: nn.Module) -> bool:
+    """Whether a block lets the frames of a clip attend to each other, place by place, before each attends to itself."""
+    return hasattr(layer, "over_time")
+
+
+def over_time(layer: nn.Module, hidden: Tensor) -> Tensor:
+    """What the attention within frames gets of a block's input [V, 1 + N, C]; in most towers that is the input."""
+    return layer.over_time(hidden) if attends_over_time(layer) else hidden
+
+
 def cls_row(layer: nn.Module, hidden: Tensor) -> Tensor:
     """How much [CLS] attends to each patch in one CLIP layer: S = mean_h softmax(Q_CLS K_V^T / sqrt(d)).
 
@@ -60,7 +70,7 @@ def cls_row(layer: nn.Module, hidden: Tensor) -> Tensor:
 
     Args:
         layer: a CLIP encoder layer.
-        hidden: its input [V, 1 + N, C].
+        hidden: what its attention within views gets, [V, 1 + N, C].
 
     Returns:
         [V, N] fp32.

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..compat import attention_implementation
 from ..flops import decoder_flops, kv_cache_bytes
 from ..io import load
-from . import bench_qwen
+from . import bench_qwen, bench_video
 from .bench import MODELS, TIMES, Bench, Row, build, plan
 from .timing import clock_of, peak_bytes, spread, table
 
@@ -148,16 +148,25 @@ def prepare(args: Namespace, fields: dict) -> tuple[Bench, list[Row], int]:
             num_layers = bench.config.num_hidden_layers
             averages = args.average or bench_qwen.AVERAGES
             return bench, bench_qwen.plan(args.method, averages, fields, num_layers, bench.images), num_layers
+        if hasattr(model.base_model, "video_tower"):
+            bench = bench_video.VideoBench(model, args.batch_size)
+            num_layers, num_tokens = bench.config.num_hidden_layers, bench.grid[0] * bench.grid[1]
+            return bench, bench_video.plan(args.method, args.average, fields, num_layers, num_tokens), num_layers
         bench = Bench(model, 5 if getattr(model.config, "image_grid_pinpoints", None) else 1, args.batch_size)
         num_layers = bench.config.num_hidden_layers
         return bench, plan(args.method, args.average, fields, num_layers, bench.num_tokens), num_layers
-    views, full_layers, _ = MODELS[args.model]
+    is_video = args.model in bench_video.MODELS
+    full_layers = bench_video.MODELS[args.model] if is_video else MODELS[args.model][1]
     num_layers = args.layers or full_layers
     if num_layers > full_layers:
         raise ValueError(f"--layers: expected at most the {full_layers} of {args.model}, got {num_layers}")
+    if is_video:
+        rows = bench_video.plan(args.method, args.average, fields, num_layers)
+        model = bench_video.build(num_layers, dtype_of(args, device), device, args.attn_implementation)
+        return bench_video.VideoBench(model, args.batch_size), rows, full_layers
     rows = plan(args.method, args.average, fields, num_layers, 576)
     model = build(args.model, num_layers, dtype_of(args, device), device, args.attn_implementation)
-    return Bench(model, views, args.batch_size), rows, full_layers
+    return Bench(model, MODELS[args.model][0], args.batch_size), rows, full_layers
 
 
 def grids_of(args: Namespace) -> list[tuple[int, int, int]]:

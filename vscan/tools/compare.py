@@ -13,6 +13,10 @@ models whose pictures vary in size it is a share, such as 0.111. Accuracies are 
 the mean and in its difference to dense, however many questions each has. `vscan.eval.table` says how the difference
 gets its interval.
 
+Questions about clips are a list, `--question-file test_q.json --video-folder DIR`, of {video_name, question,
+question_id}; right answers, where there are some, another one, `--truth-file test_a.json`, of {answer, question_id}. A
+data folder may hold test_q.json, test_a.json and videos/ as well.
+
 A CLIP tower encodes a picture once for all reduced cells, and the seconds that this took are counted in each.
 
 The output folder gets table.md, table.csv, accuracy.png and a cell's answers file each. The same command goes on where
@@ -33,6 +37,8 @@ from ..config import Budget, ReductionConfig
 from ..eval.arguments import Parser, add, budget, positive
 from ..eval.questions import check_images, read_questions
 from ..eval.scoring import check_answers
+from ..eval.video_questions import read_clips
+from ..io.frames import PREFIXES, ClipFolder, check_sees_clips
 from ..io.load import Checkpoint, at_hand, checkpoint_of
 from ..methods import make_method
 
@@ -43,6 +49,7 @@ if TYPE_CHECKING:  # --help and wrong flags need no numpy
 METHODS = "vscan,vispruner,fastervlm,random,downsample"
 TOKENS, SHARES = "192,128,64", "0.333,0.222,0.111"
 CONV_MODE, MAX_NEW_TOKENS, BATCH_SIZE = "vicuna_v1", 32, 8
+CLIP_CONV_MODE = "llava_v1"
 GREEDY = {"do_sample": False, "temperature": None, "top_p": None}
 
 
@@ -76,7 +83,7 @@ def compare(
     load: Callable[[], tuple],
     cells: Sequence[Cell],
     questions: list[dict],
-    image_folder: str | Path,
+    image_folder: str | Path | ClipFolder,
     output: str | Path,
     model_id: str,
     conv_mode: str = CONV_MODE,
@@ -92,7 +99,7 @@ def compare(
             missing. For a model at hand: `lambda: (tokenizer, model, image_processor)`.
         cells: in the order of the table; one without a reduction is the dense model.
         questions: with `answer`, and `category` where there are several, as in a question file.
-        image_folder: what their images are relative to.
+        image_folder: what their images are relative to; for questions about clips where these lie.
         output: folder for the answers files.
         model_id: what answers call the model; with another one `output` is not continued. Nor with other weights, if
             `weights=weights_of(folder)` is among the record.
@@ -109,7 +116,7 @@ def compare(
     """
     from ..eval.cells import evaluate
 
-    setup = []
+    setup, of_clips = [], isinstance(image_folder, ClipFolder)
 
     def answer(cell: Cell, todo: list[int], answers: AnswersFile) -> None:
         from ..api import apply_config
@@ -123,7 +130,7 @@ def compare(
         reduction = None if cell.reduction is None else apply_config(loaded.model, cell.reduction)
         try:
             print(f"{cell.name}: {len(todo)} of {len(questions)} questions to answer", file=sys.stderr)
-            prepare = loaded.preparation(str(image_folder), conv_mode, reduction)
+            prepare = loaded.preparation(image_folder if of_clips else str(image_folder), conv_mode, reduction)
             answering = loaded.answering(reduction, **GREEDY, max_new_tokens=max_new_tokens)
             if is_first:  # what the first call of a process sets up is no part of a cell's seconds
                 answering([prepare(questions[todo[0]])])
@@ -145,14 +152,15 @@ def compare(
                 remembering,
                 batch_size=batch_size,
                 num_workers=num_workers,
-                together="image",
+                together="video" if of_clips else "image",
                 check=answering.check,
             )
         finally:
             if reduction is not None:
                 reduction.remove()
 
-    record |= {"model_id": model_id, "image_folder": str(Path(image_folder).resolve()), "conv_mode": conv_mode}
+    place = ("video_folder", image_folder.folder) if of_clips else ("image_folder", image_folder)
+    record |= {"model_id": model_id, place[0]: str(Path(place[1]).resolve()), "conv_mode": conv_mode}
     record |= {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     return evaluate(cells, questions, output, record, answer)
 
@@ -214,6 +222,36 @@ def weights_of(folder: str | Path) -> list:
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
+def _questions(args) -> tuple[list[dict], str | Path | ClipFolder]:
+    """The questions that the flags name, checked, and where their pictures or clips lie.
+
+    Raises:
+        FileNotFoundError, ValueError: for flags that do not fit each other, and for what is missing or none.
+    """
+    given = [name for name in ("question_file", "image_folder", "video_folder", "truth_file") if vars(args)[name]]
+    shapes = (["question_file", "image_folder"], ["question_file", "video_folder"])
+    shapes += ([*shapes[1], "truth_file"],)
+    if given not in ([[]] if args.data is not None else shapes):
+        raise ValueError(
+            "expected --data, or --question-file and --image-folder (of clips --video-folder, with or without "
+            "--truth-file), and not both"
+        )
+    question_file, video_folder, truth_file = args.question_file, args.video_folder, args.truth_file
+    if args.data is not None and (args.data / "test_q.json").is_file():
+        question_file, video_folder = args.data / "test_q.json", args.data / "videos"
+        truth_file = args.data / "test_a.json" if (args.data / "test_a.json").is_file() else None
+    if video_folder is not None:
+        questions, clips = read_clips(question_file, truth_file)[: args.limit], ClipFolder(str(video_folder), PREFIXES)
+        check_answers(questions)
+        clips.check(questions)
+        return questions, clips
+    images = (args.data / "images") if args.data is not None else args.image_folder
+    questions = read_questions((args.data / "questions.jsonl") if args.data is not None else question_file)
+    check_answers(questions[: args.limit])
+    check_images(questions[: args.limit], images)
+    return questions[: args.limit], images
+
+
 def main(argv: list[str]) -> None:
     """Run the command; OSError or ValueError for bad input, before the model is loaded where that is possible."""
     parser = Parser(prog="python -m vscan.compare")
@@ -221,12 +259,15 @@ def main(argv: list[str]) -> None:
     add(parser, "--data", type=Path, default=None, help="folder with questions.jsonl and images/")
     add(parser, "--question-file", default=None, help="in place of --data, with --image-folder")
     add(parser, "--image-folder", default=None, help="folder that the questions' images are relative to")
+    add(parser, "--video-folder", default=None, help="in its place: folder of the clips that the file is about")
+    add(parser, "--truth-file", default=None, help="right answers to questions about clips")
     add(parser, "--methods", default=METHODS, help=f"with commas between them; default: {METHODS}")
     tokens_help = f"averages over the decoder's layers; default: {TOKENS}, or {SHARES} where pictures vary in size"
     add(parser, "--tokens", default=None, help=tokens_help)
     add(parser, "--output", default=None, help="folder for the table, the picture and the answers; default: print only")
     add(parser, "--limit", type=positive, default=None, help="ask the first questions only")
-    add(parser, "--conv-mode", default=CONV_MODE, help="conversation template of a LLaVA")
+    template_help = f"conversation template of a LLaVA; default: {CONV_MODE}, or {CLIP_CONV_MODE} for clips"
+    add(parser, "--conv-mode", default=None, help=template_help)
     add(parser, "--max-new-tokens", type=positive, default=MAX_NEW_TOKENS)
     batch_help = f"prompts at a time; questions about one image go together and encode it once; default: {BATCH_SIZE}"
     add(parser, "--batch-size", type=positive, default=BATCH_SIZE, help=batch_help)
@@ -234,15 +275,13 @@ def main(argv: list[str]) -> None:
     add(parser, "--device", default=None, help="cuda, cuda:1, cpu; default: a GPU where there is one")
     args = parser.parse_args(argv)
 
-    files = (args.question_file, args.image_folder)
-    if (None in files) if args.data is None else files != (None, None):
-        raise ValueError("expected --data, or --question-file and --image-folder, and not both")
-    question_file, image_folder = files if args.data is None else (args.data / "questions.jsonl", args.data / "images")
-    questions = read_questions(question_file)[: args.limit]
-    check_answers(questions)
-    check_images(questions, image_folder)
+    questions, folder = _questions(args)
+    of_clips = isinstance(folder, ClipFolder)
+    conv_mode = args.conv_mode or (CLIP_CONV_MODE if of_clips else CONV_MODE)
     checkpoint = checkpoint_of(args.model_path)
-    checkpoint.check_template(args.conv_mode)
+    checkpoint.check_template(conv_mode)
+    if of_clips:
+        check_sees_clips(checkpoint)
     cells = _cells(args.methods, args.tokens, checkpoint)
 
     with TemporaryDirectory() as scratch:
@@ -251,10 +290,10 @@ def main(argv: list[str]) -> None:
             lambda: checkpoint.load(args.device, args.dtype),
             cells,
             questions,
-            image_folder,
+            folder,
             output,
             Path(args.model_path).resolve().name,
-            conv_mode=args.conv_mode,
+            conv_mode=conv_mode,
             max_new_tokens=args.max_new_tokens,
             batch_size=args.batch_size,
             model_path=str(Path(args.model_path).resolve()),

@@ -1,7 +1,9 @@
 """Draw what a reduction keeps of a picture: after the vision encoder, and after every pruning stage of the decoder.
 
     python -m vscan.plot IMAGE --model-path DIR --question "What is this?" --average 64
+    python -m vscan.plot CLIP.mp4 --model-path DIR --average 64
 
+A clip's eight frames stand in two rows, in order; budgets are those of a frame.
 `overlay`, `assemble` and `figure` draw token numbers; `Observer` and `draw` see what one answer keeps.
 """
 
@@ -15,11 +17,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..config import ReductionConfig
 from ..eval.arguments import Parser, add, add_reduction_arguments, parse, reduction_config
+from ..io.frames import check_sees_clips, is_clip, read_frames
 from ..io.images import read_image
 from ..io.load import Panel, at_hand, checkpoint_of
 
 AVERAGE, SHARE = 64, 1 / 9  # without a budget; the share where pictures vary in size
 QUESTION, CONV_MODE, MAX_NEW_TOKENS = "What is shown in this picture?", "vicuna_v1", 64
+CLIP_QUESTION, CLIP_CONV_MODE = "What happens in this video?", "llava_v1"
 COLOURS = ((255, 176, 0), (40, 160, 255))  # orange and blue: every kind of colour vision tells them apart
 DIMMED = [value * 2 // 5 for value in range(256)]  # what is left of the brightness of a dropped patch, per channel
 PANEL, PATCH = 480, 12  # pixels: the longer side of a panel, and the least that a patch takes
@@ -137,7 +141,7 @@ class Observer:
 
 
 def draw(loaded: tuple, config: ReductionConfig, image: Path, question: str) -> Image.Image:
-    """Answer a question about a picture, and draw what was kept.
+    """Answer a question about a picture or a clip, and draw what was kept.
 
     Args:
         loaded: (tokenizer, model, image processor, ...), of any family.
@@ -149,8 +153,9 @@ def draw(loaded: tuple, config: ReductionConfig, image: Path, question: str) -> 
     try:
         observer = Observer(reduction.method)
         reduction.fitted = replace(reduction.fitted, method=observer.method)
-        prepare = loaded.preparation(image.parent, CONV_MODE, reduction)
-        prompt = prepare({"image": image.name, "text": question})
+        kind, conv_mode = ("video", CLIP_CONV_MODE) if is_clip(image) else ("image", CONV_MODE)
+        prepare = loaded.preparation(lambda asked: str(image), conv_mode, reduction)
+        prompt = prepare({kind: image.name, "text": question})
         generation = {"do_sample": False, "temperature": None, "top_p": None, "max_new_tokens": MAX_NEW_TOKENS}
         (answer,) = loaded.answering(reduction, **generation)([prompt])
         row, sight = reduction.stats().rows[0], loaded.sight(prompt, prepare)
@@ -168,9 +173,9 @@ def main(argv: list[str]) -> None:
     """Run the command; OSError or ValueError for bad input, before the model is loaded where that is possible."""
     epilog = f"Without a budget: an average of {AVERAGE} tokens, or of a ninth where pictures vary in size."
     parser = Parser(prog="python -m vscan.plot", epilog=epilog, add_help=False)
-    parser.add_argument("image", metavar="IMAGE", type=Path, help="the picture")
+    parser.add_argument("image", metavar="IMAGE", type=Path, help="the picture, or a clip such as DIR/NAME.mp4")
     add(parser, "--model-path", required=True, help="checkpoint folder")
-    add(parser, "--question", default=QUESTION, help=f"default: {QUESTION}")
+    add(parser, "--question", default=None, help=f"default: {QUESTION} (of a clip: {CLIP_QUESTION})")
     add(parser, "--output", type=Path, help="PNG file to write; default: <name of IMAGE>_kept.png in this folder")
     add(parser, "--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     add(parser, "--device", default=None, help="cuda, cuda:1, cpu; default: a GPU where there is one")
@@ -181,11 +186,18 @@ def main(argv: list[str]) -> None:
     if output.suffix.lower() != ".png" or not output.parent.is_dir():
         raise ValueError(f"--output: expected a .png file in a folder that exists, got {str(output)!r}")
 
-    read_image(args.image)  # a broken picture is reported before the model is looked at
+    # A broken picture or clip is reported before the model is looked at.
+    if is_clip(args.image):
+        read_frames(args.image, lambda number, rate: [0, number - 1], timed=False)
+    else:
+        read_image(args.image)
     checkpoint = checkpoint_of(args.model_path)
+    if is_clip(args.image):
+        check_sees_clips(checkpoint)
     if config is None:
         average = AVERAGE if checkpoint.num_tokens else SHARE
         config = ReductionConfig(args.method, average=average, positions=args.positions, fields=hyper_parameters)
     config = checkpoint.settled(config)
-    draw(checkpoint.load(args.device, args.dtype), config, args.image, args.question).save(output)
+    question = args.question or (CLIP_QUESTION if is_clip(args.image) else QUESTION)
+    draw(checkpoint.load(args.device, args.dtype), config, args.image, question).save(output)
     print(output)

@@ -1,11 +1,12 @@
 """How fast a reduced model is and how far from its best: dense, reduced and floor take turns in one run, in one table.
 
     python -m vscan.profile --model llava-1.5-7b --random-weights --layers 8 --dtype bfloat16 --average 192 128 64
+    python -m vscan.profile --model video-llava-7b --random-weights --layers 8 --average 64
     python -m vscan.profile --model qwen2.5-vl-7b --random-weights --layers 2 --image-size 896x896 --average 0.222
 
 The *floor* is the same decoder given the shortened prompt from the start, run of layers by run of layers, so that
-selecting, dropping and book-keeping cost nothing. `bench` and `bench_qwen` say what each row does; `measure` and
-`report` in `bench_table` measure it and make the table.
+selecting, dropping and book-keeping cost nothing. `bench`, `bench_video` and `bench_qwen` say what each row does;
+`measure` and `report` in `bench_table` measure it and make the table.
 """
 
 import os
@@ -15,7 +16,8 @@ from ..eval.arguments import Parser, add, budget, parse, positive
 from ..io.load import checkpoint_of
 from ..methods import METHODS
 
-# The names of `MODELS` in `vscan.tools.bench` and `vscan.tools.bench_qwen`: --help and wrong flags need no torch.
+# The names of `MODELS` in `vscan.tools.bench`, `bench_video` and `bench_qwen`: --help and wrong flags need no torch.
+VIDEO = ("video-llava-7b",)
 LLAVA = ("llava-1.5-7b", "llava-1.5-13b", "llava-next-7b", "llava-next-13b")
 QWEN = ("qwen2.5-vl-3b", "qwen2.5-vl-7b", "qwen2.5-vl-32b")
 
@@ -39,12 +41,14 @@ def check(args: Namespace) -> None:
                 f"--{flag.replace('_', '-')}: expected none beside --model-path, got {getattr(args, flag)}"
             )
     # What its files say, before torch is imported; views of Qwen2.5-VL vary in size.
-    if checkpoint_of(args.model_path).num_tokens is None if args.model_path else args.model in QWEN:
+    checkpoint = args.model_path and checkpoint_of(args.model_path)
+    if checkpoint.num_tokens is None if checkpoint else args.model in QWEN:
         return
+    sees_clips = getattr(checkpoint, "sees_clips", False) if checkpoint else args.model in VIDEO
     for flag in ("image_size", "vision_layers"):
         if getattr(args, flag):
             raise ValueError(f"--{flag.replace('_', '-')}: expected none beside {name}, got {getattr(args, flag)}")
-    args.average = args.average or [192, 128, 64]
+    args.average = args.average or ([128, 64, 32] if sees_clips else [192, 128, 64])
     if not all(isinstance(average, int) for average in args.average):
         raise ValueError(f"--average: expected counts of tokens such as 192, got {args.average}")
 
@@ -56,11 +60,12 @@ def main(argv: list[str]) -> None:
         FileNotFoundError, ImportError, ValueError: for bad input.
     """
     parser = Parser(prog="python -m vscan.profile", add_help=False)
-    add(parser, "--model", choices=[*LLAVA, *QWEN], help="a model of this size, with --random-weights")
+    add(parser, "--model", choices=[*LLAVA, *VIDEO, *QWEN], help="a model of this size, with --random-weights")
     add(parser, "--random-weights", action="store_true", help="no checkpoint is read")
     add(parser, "--model-path", help="a checkpoint folder, instead of these two")
     add(parser, "--layers", type=positive, help="decoder layers of --model; default: all")
-    help_text = "over all layers: tokens of a view; for Qwen2.5-VL shares; default: 192 128 64 or 0.333 0.222 0.111"
+    help_text = "over all layers: tokens of a view (of a clip's frame); for Qwen2.5-VL shares; default: 192 128 64, of "
+    help_text += "frames 128 64 32, or 0.333 0.222 0.111"
     add(parser, "--average", type=budget, nargs="+", help=help_text)
     add(parser, "--image-size", type=image_size, nargs="+", help="pictures of a Qwen2.5-VL prompt; default: 896x896")
     add(parser, "--vision-layers", type=positive, help="cut a Qwen2.5-VL tower to 8, 16 or 24 of its blocks")

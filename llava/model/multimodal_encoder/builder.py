@@ -8,12 +8,14 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import safe_open
 from torch import Tensor
-from transformers import CLIPVisionModel
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from vscan.io.weights import load_whole, weight_files
+from vscan.io.weights import has_weights, load_whole, weight_files
 
 from ..check import PREFIX, check_tower, find_local_tower, tower_places
+from ..check_video import IMAGE, VIDEO, Part, find_languagebind, tower_settings
 from .clip_encoder import CLIPVisionTower
+from .video_encoder import TemporalCLIP, VideoTower
 
 TEXT = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")  # the rest of a whole CLIP
 
@@ -41,8 +43,11 @@ def find_vision_tower(name: str, model_path: str | Path) -> Path:
         ) from error
 
 
-def read_tower_weights(model_path: str | Path) -> dict[str, Tensor]:
+def read_tower_weights(model_path: str | Path, prefix: str = PREFIX) -> dict[str, Tensor]:
     """The tower's weights inside a checkpoint, under the tower's own names; empty where it holds none.
+
+    Args:
+        prefix: how the checkpoint names them.
 
     Raises:
         pickle.UnpicklingError: for a file that holds more than plain weights.
@@ -51,12 +56,12 @@ def read_tower_weights(model_path: str | Path) -> dict[str, Tensor]:
     for file in weight_files(model_path):
         if file.suffix == ".safetensors":
             with safe_open(file, "pt") as stored:
-                weights |= {name: stored.get_tensor(name) for name in stored.keys() if name.startswith(PREFIX)}  # noqa: SIM118
+                weights |= {name: stored.get_tensor(name) for name in stored.keys() if name.startswith(prefix)}  # noqa: SIM118
         else:
             stored = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-            weights |= {name: value for name, value in stored.items() if name.startswith(PREFIX)}
+            weights |= {name: value for name, value in stored.items() if name.startswith(prefix)}
     return {
-        name.removeprefix(PREFIX).removeprefix("vision_model."): value
+        name.removeprefix(prefix).removeprefix("vision_model."): value
         for name, value in weights.items()
         if not name.endswith("position_ids")
     }
@@ -86,3 +91,39 @@ def build_vision_tower(config, model_path: str | Path, **kwargs) -> CLIPVisionTo
         kwargs |= {"state_dict": weights, "config": CLIPVisionModel.config_class.from_pretrained(path)}
     tower = load_whole(CLIPVisionModel, None if weights else path, where, others=TEXT, **kwargs)
     return CLIPVisionTower(tower, config.mm_vision_select_layer)
+
+
+def build_video_towers(config: dict, model_path: str | Path, **kwargs) -> tuple[CLIPVisionTower, VideoTower]:
+    """Load both towers of Video-LLaVA: their weights from the LanguageBind folder where that has some, else from inside
+    the checkpoint, else from the hub.
+
+    Args:
+        config: the checkpoint's.
+        model_path: the checkpoint folder.
+        **kwargs: dtype and attn_implementation for `from_pretrained`.
+
+    Raises:
+        FileNotFoundError: if weights are nowhere.
+        ValueError: for weights that are not whole.
+    """
+    found = []
+    for part, cls in ((IMAGE, CLIPVisionModel), (VIDEO, TemporalCLIP)):
+        settings = CLIPVisionConfig(**tower_settings(part, config, model_path))
+        weights, where = _languagebind_weights(part, config, model_path)
+        if not getattr(settings, "add_time_attn", True):
+            weights = {name: value for name, value in weights.items() if ".temporal_" not in name}
+        found.append(load_whole(cls, None, where, state_dict=weights, config=settings, **kwargs))
+    layer = config["mm_vision_select_layer"]
+    return CLIPVisionTower(found[0], layer), VideoTower(found[1], layer)
+
+
+def _languagebind_weights(part: Part, config: dict, model_path: str | Path) -> tuple[dict[str, Tensor], str]:
+    """The weights of one tower under its own names, and whose they are, for messages."""
+    place = find_languagebind(part, config, model_path)
+    if place is None or not has_weights(place):
+        weights = read_tower_weights(model_path, part.prefix)
+        if weights:
+            return weights, f"model path {str(model_path)!r}: {part.name}"
+        place = find_vision_tower(config[part.name], model_path)
+    weights = read_tower_weights(place, "")
+    return {name: value for name, value in weights.items() if not name.startswith(TEXT)}, f"{part.name} {str(place)!r}"

@@ -19,11 +19,13 @@ from vscan.tools import bench, bench_qwen, profile
 ROOT = Path(__file__).resolve().parents[3]
 MODULES = [
     *(f"llava.eval.{name}" for name in ("model_vqa", "model_vqa_loader", "model_vqa_mmbench", "model_vqa_science")),
+    *(f"llava.eval.{name}" for name in ("model_vqa_video", "run_inference_video_qa", "run_inference_video_qa_act")),
     *(f"llava.eval.{name}" for name in ("eval_pope", "eval_science_qa", "eval_textvqa")),
     *(f"qwen.eval.{name}" for name in ("model_vqa_loader", "model_vqa_mmbench", "model_vqa_science", "test_refcoco")),
     *(f"vscan.{name}" for name in ("compare", "plot", "profile", "selfcheck", "eval")),
     *(f"playground.{name}" for name in ("demo", "study", "train", "scenes")),
     "llava.model.convert",
+    "benchmarks.clips",
     "benchmarks.received",
 ]
 SCRIPTS = sorted(f"scripts/{file.name}" for file in (ROOT / "scripts").glob("*.py"))

@@ -245,7 +245,10 @@ def error_of(monkeypatch, capsys, arguments) -> str:
         (["--tokens", "64;32"], "--tokens: expected counts such as '192,128,64', got '64;32'"),
         (["--tokens", "64,64"], "cells: expected different names, .*vscan-64.jsonl"),
         (["--conv-mode", "none"], "expected a conversation template"),
-        (["--image-folder", "there"], "expected --data, or --question-file and --image-folder, and not both"),
+        (
+            ["--image-folder", "there"],
+            r"expected --data, or --question-file and --image-folder \(of clips .*\), and not both",
+        ),
         (["--data", "nowhere"], "question file: expected a file, found none at 'nowhere/questions.jsonl'"),
         (["--model-path", "nowhere"], "model path 'nowhere': expected a checkpoint folder"),
     ],
