@@ -180,7 +180,7 @@ def double(features):
 
 def reduced_views(tower, method, num, feature_layer, memory=None):
     """Two views, encoded for a reduction to `num` tokens and reduced: tokens, which are left, and what is finite."""
-    fitted = SimpleNamespace(method=method, num_kept=num, visual_tokens=num, group="view")
+    fitted = SimpleNamespace(method=method, num_kept=num, visual_tokens=num, group="view", reduces_views=True)
     reduction = SimpleNamespace(fitted=fitted, tower_memory=memory)
     [(views, of_images)], finite = clip_views(reduction, tower.module, double, tower.pixels, feature_layer, [2])
     assert of_images == [2]
