@@ -86,8 +86,8 @@ class Fitted:
             group=config.group or method.needs.group,
             frame_cls=(config.frame_cls or "keep") if has_frames else None,
         )
-        of_clips = has_frames and type(method).encode is not Method.encode and type(method).block is Method.block
-        of_clips = of_clips and not method.needs.keys
+        of_clips = has_frames and type(method).encode is not Method.encode and not method.needs.keys
+        of_clips = of_clips and type(method).block is Method.block
         if fitted.group == "image" != method.needs.group and not of_clips:
             raise ValueError(f"group: expected 'view' or None for {config.method!r}, got 'image'")
         if config.frame_cls is not None and not has_frames:

@@ -152,9 +152,7 @@ class Answering:
         self.is_original = is_original(model)
         takes_features = takes_encoded(model)
         reads_text = reduction is not None and reduction.read is not None  # and keeps what that asks for
-        # A stock Video-LLaVA's clips and pictures come by different ways.
-        shares = self.is_original or (takes_features and not sees_clips(model.config))
-        self.shares_images = shares and not reads_text
+        self.shares_images = (self.is_original or takes_features) and not reads_text
 
     def __call__(self, prompts: list[Prompt]) -> list[Answer]:
         lengths = [self._image_length(prompt) for prompt in prompts]
@@ -184,17 +182,23 @@ class Answering:
             return {}
         keys = [prompt.image_key or number for number, prompt in enumerate(with_image)]
         distinct = dict(zip(keys, with_image, strict=True))
-        if len(distinct) == len(with_image) or not self.shares_images:
+        is_mixed = len({prompt.num_frames for prompt in with_image}) > 1  # a stock model has two ways for them
+        if len(distinct) == len(with_image) or not self.shares_images or (is_mixed and not self.is_original):
             return self._inputs(with_image)
         shown = [list(distinct).index(key) for key in keys]
         inputs = self._inputs(list(distinct.values()))
         if self.is_original:
             return {"image_features": self.model.embed_images(inputs["images"], inputs["image_sizes"]).select(shown)}
-        encoded = self.model.base_model.get_image_features(**inputs, return_dict=True)
+        num_frames = with_image[0].num_frames
+        kind = "video" if num_frames else "image"
+        encoded = getattr(self.model.base_model, f"get_{kind}_features")(**inputs, return_dict=True)
         if isinstance(encoded, EncodedImages):
-            return {ENCODED: {"image": encoded.select(shown)}}
-        features = pooled(encoded)
-        return {ENCODED: {"image": type(encoded)(pooler_output=[features[i] for i in shown])}}
+            return {ENCODED: {kind: encoded.select(shown)}}
+        features, each = pooled(encoded), num_frames or 1
+        chosen = [feature for i in shown for feature in features[i * each : (i + 1) * each]]
+        if sees_clips(self.model.config):
+            chosen = torch.stack(chosen)
+        return {ENCODED: {kind: type(encoded)(pooler_output=chosen)}}
 
     def _inputs(self, prompts: list[Prompt]) -> dict:
         """The pixels of prompts with images, as the model takes them."""

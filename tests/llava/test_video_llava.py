@@ -75,6 +75,23 @@ def test_buffers_of_old_versions_are_passed_over(copy):
     assert load_model(copy, device="cpu").num_parameters() > 0
 
 
+def test_two_bin_shards_are_read_as_published(copy):
+    expected = load_model(copy, device="cpu").state_dict()
+    weights, names = (
+        load_file(copy / "model.safetensors"),
+        [f"pytorch_model-0000{part}-of-00002.bin" for part in (1, 2)],
+    )
+    shards = [dict(list(weights.items())[part::2]) for part in (0, 1)]
+    for name, shard in zip(names, shards, strict=True):
+        torch.save(shard, copy / name)
+    where = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+    (copy / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    (copy / "model.safetensors").unlink()
+    found = load_model(copy, device="cpu").state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(value, expected[key]) for key, value in found.items())
+
+
 @pytest.mark.parametrize(
     ("part", "message"),
     [

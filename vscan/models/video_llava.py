@@ -36,8 +36,9 @@ class VideoLlava(Llava):
 
     def as_named(self, call: dict) -> dict:
         """A call's keywords with the images under the name that this transformers has for them."""
-        names = {"pixel_values", "pixel_values_images"}
-        return {self.pixels["image"] if name in names else name: value for name, value in call.items()}
+        given = {name: value for name, value in call.items() if name not in ("pixel_values", "pixel_values_images")}
+        images = [value for name, value in call.items() if name not in given and value is not None]
+        return {**given, self.pixels["image"]: images[0]} if images else given
 
     def encode(self, reduction, name: str, original: Callable, call: dict) -> EncodedImages:
         if name == "image":

@@ -209,6 +209,22 @@ def test_videos_have_a_score_beside_their_accuracy(tmp_path):
     assert lines[4][:6] == ["dense", "47.0", "3.4", "70.5", "3.92", "100.0"]
 
 
+def test_without_a_judge_proxies_stand_beside_what_papers_print(tmp_path):
+    family = tmp_path / "out" / "video_llava"
+    add_run(family, "msvd", "dense", None, [[0, 2056]])
+    file = family / "msvd" / "dense" / "scores.json"
+    scores = json.loads(file.read_text())
+    write(file, {**scores, "proxies": {"exact match (%)": 12.5, "contains the answer (%)": 25.0}})
+    runs, notes = read_runs([tmp_path / "out"])
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in markdown(runs).splitlines() if "|" in line]
+    proxies = ["MSVD-QA proxy: exact match", "MSVD-QA proxy: contains the answer"]
+    assert lines[0][:6] == ["", "MSVD-QA", "MSVD-QA (0-5)", *proxies, "retained %"]
+    assert lines[2][:6] == ["dense", "-", "-", "12.5", "25.0", "-"]
+    assert lines[3][:6] == ["dense", "70.5", "3.92", "-", "-", "100.0"]
+    assert notes == ["video_llava/dense, msvd: only a server or a judge can score it"]
+    assert ",msvd,contains the answer (%),25.0," in csv_text(runs)
+
+
 def test_runs_that_are_none_are_said(out, tmp_path):
     write(out / "qwen2_5_vl" / "refcoco" / "dense" / "scores.json", {"refcoco_val": {"accuracy": 1}, "all": {}})
     assert any("not of vscan.eval; score these answers again" in note for note in read_runs([out])[1])

@@ -106,6 +106,22 @@ def test_verdicts_beside_the_answers_make_the_value(folder, layout):
     assert scores.proxies["exact match (%)"] == 20
 
 
+@pytest.mark.parametrize("name", ["gpt3.5", "gpt3.5-0.0", "gpt3-0.25", "results.json"])
+def test_verdicts_may_have_the_names_that_video_llavas_scripts_give_them(folder, name):
+    answers = write_answers(folder)
+    if name == "results.json":
+        write_json(folder / name, {"v1_0": [YES, {"q": "?", "a": "!", "pred": "!"}], "v1_1": [NO, {}]})
+        write_json(folder / "gpt3.5" / "v1_0.json", [NO, {}])  # of what the file holds in the end
+    else:
+        for key, verdict in {"v1_0": YES, "v1_1": NO}.items():
+            write_json(folder / name / f"{key}.json", [verdict, {"q": "?", "a": "!", "pred": "!"}])
+    assert MSVD.score(answers, folder).parts["yes / (yes + no) (%)"] == 50
+
+
+def test_the_score_is_by_all_verdicts_also_those_that_cannot_be_read(folder):
+    assert tally([YES, NO, None, {"pred": "maybe", "score": 5}]).score == 1.25
+
+
 def test_verdicts_that_lack_or_cannot_be_read_are_counted(folder):
     answers = write_answers(folder)
     write_verdicts(answers, "folder", {"v1_0": YES, "v1_1": {"pred": "yes"}})

@@ -9,6 +9,8 @@ import vscan
 from vscan.checks.oracle import masked_logits, recorded
 from vscan.compat import ENCODED, cache_of, pixels_of_images, takes_encoded
 from vscan.methods.base import Needs
+from vscan.methods.sparsevlm import SparseVLM, recycled
+from vscan.methods.tome import members_over_time
 from vscan.methods.vispruner import select
 from vscan.models.towers import run_tower
 from vscan.select.merge import merge
@@ -120,8 +122,6 @@ def test_time_goes_place_by_place_over_the_frames_of_one_clip_alone():
 
 
 def test_tokens_that_tome_merged_pass_through_time_at_the_places_of_all_their_members():
-    from vscan.methods.tome import members_over_time
-
     layer = MODELS["original"].model.video_tower.vision_tower.encoder.layers[1]
     hidden = torch.randn(T, 5, 32, generator=torch.Generator().manual_seed(0))
     into = torch.tensor([[0, 1, 1, 2, 3, 4], [0, 4, 1, 2, 3, 1], [0, 1, 2, 2, 3, 4]])
@@ -229,6 +229,14 @@ def test_rows_that_keep_all_keep_their_cls_beside_rows_that_do_not(model):
     rows = [[1, picture(), 5], [1, clip(), picture(), 6]]
     _, stats, _ = run(model, rows, method="fastv", layers={1: 0.9999, 2: 40})
     assert [row.stages[1:] for row in stats.rows] == [[[1, 63], [2, 40]], [[1, 255], [2, 160]]]
+
+
+def test_a_method_that_recycles_leaves_the_cls_tokens_where_it_does_not_rank_them(model, monkeypatch):
+    monkeypatch.setattr(SparseVLM, "ranks_cls", False)
+    _, stats, _ = run(model, [[1, clip(), *TEXT], [1, picture(), 4]], method="sparsevlm", layers={1: 6})
+    num_left = [6 * views + recycled(6 * views, N * views)[1] for views in (T, 1)]
+    assert [row.stages[1][1] for row in stats.rows] == [num_left[0] + T, num_left[1]]
+    assert set(CLS) <= set(stats.rows[0].kept[1])
 
 
 def test_images_have_no_cls_to_keep_or_drop(model):
