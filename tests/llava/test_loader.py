@@ -16,7 +16,7 @@ from llava.eval.model_vqa_loader import main
 from llava.model.builder import load_model
 from playground.tiny import draw
 
-REDUCED = ["--visual_token_num", "96", "--layer_list", "[4]", "--image_token_list", "[32]"]
+REDUCED = ["--visual_token_num", "24", "--layer_list", "[4]", "--image_token_list", "[8]"]
 TEXTS = [
     "What is this?",
     " A longer question,\nwith two lines, about the colours of all the shapes.",
@@ -26,13 +26,18 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def hugging_face(checkpoint, tmp_path_factory):
+def checkpoint(small_checkpoint):
+    return small_checkpoint
+
+
+@pytest.fixture(scope="module")
+def hugging_face(checkpoint):
     """The same weights in the Hugging Face format, with one more token for the image."""
     original = load_model(checkpoint, device="cpu")
     image_token = original.config.vocab_size
     original.resize_token_embeddings(image_token + 1, mean_resizing=False)
     original.lm_head.weight.data[image_token] = 0
-    folder = tmp_path_factory.mktemp("models") / "tiny-llava-hf"
+    folder = checkpoint.parent / "tiny-llava-hf"
     to_hugging_face(original, image_token).save_pretrained(folder)
     for name in ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"):
         (folder / name).write_bytes((checkpoint / name).read_bytes())
@@ -90,13 +95,13 @@ def test_rows_have_the_published_keys_and_stats_lie_beside(reduced, data):
     assert {row["model_id"] for row in rows} == {"tiny-llava"}
     assert len({row["answer_id"] for row in rows}) == 7
     assert len(set(reduced[0])) > 2
-    expected = [[[0, 96], [4, 32]]] * 7
+    expected = [[[0, 24], [4, 8]]] * 7
     expected[5] = [[0, 0]]
     assert [row["stages"] for row in stats] == expected
-    assert [row["visual_tokens"] for row in stats] == [576] * 5 + [0, 576]
+    assert [row["visual_tokens"] for row in stats] == [144] * 5 + [0, 144]
     assert all(row["seconds"] > 0 for row in stats)
     config = json.loads(Path(f"{reduced[1]}.run.json").read_text())["reduction"]
-    assert config == {"method": "vscan", "visual_tokens": 96, "layers": [[4, 32]], "positions": "auto"}
+    assert config == {"method": "vscan", "visual_tokens": 24, "layers": [[4, 8]], "positions": "auto"}
 
 
 @pytest.mark.parametrize("more", [["--batch-size", "3", "--num-workers", "2"], ["--batch-size", "16"]])
@@ -112,9 +117,9 @@ def test_both_formats_give_the_same_answers(checkpoint, hugging_face, data, tmp_
     more = {
         "dense": [],
         "vscan": REDUCED,
-        "fastervlm": ["--method", "vispruner", "--visual_token_num", "64", "--important_ratio", "1.0"],
+        "fastervlm": ["--method", "vispruner", "--visual_token_num", "16", "--important_ratio", "1.0"],
         "random": ["--method", "random", "--visual_token_num", "0.2", "--seed", "3"],
-        "downsample": ["--method", "downsample", "--visual-token-num", "64"],
+        "downsample": ["--method", "downsample", "--visual-token-num", "16"],
     }[setting]
     ours = answer(checkpoint, data, tmp_path / "original.jsonl", *more)
     assert answer(hugging_face, data, tmp_path / "hf.jsonl", *more, "--batch-size", batch_size) == ours
@@ -152,7 +157,7 @@ def test_answers_of_another_run_are_not_continued(checkpoint, data, reduced, tmp
     file = tmp_path / "a.jsonl"
     file.write_bytes(reduced[1].read_bytes())
     Path(f"{file}.run.json").write_bytes(Path(f"{reduced[1]}.run.json").read_bytes())
-    with pytest.raises(ValueError, match=r"7 rows of another run \(reduction: .*96.*, now None\)"):
+    with pytest.raises(ValueError, match=r"7 rows of another run \(reduction: .*24.*, now None\)"):
         main(flags(checkpoint, data, file))
     assert file.read_bytes() == reduced[1].read_bytes()
 

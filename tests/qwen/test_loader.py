@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from two_ranks import by_fork, by_torchrun
+from two_processes import STARTS, run_two
 
 from playground.tiny import draw
 from qwen.eval.model_vqa_loader import main
@@ -138,15 +138,14 @@ def test_an_interrupted_run_goes_on_where_it_stopped(qwen_checkpoint, data, redu
     assert file.read_text().splitlines(keepends=True)[:cut] == lines[:cut]
 
 
-@pytest.mark.parametrize("start", [by_fork, pytest.param(by_torchrun, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("start", STARTS)
 def test_two_processes_write_the_file_of_one(qwen_checkpoint, data, reduced, tmp_path, start):
-    out = tmp_path / "out"
-    argv = flags(qwen_checkpoint, data, out / "a.jsonl", *REDUCED)
-    done = start("qwen.eval.model_vqa_loader", argv, tmp_path / "printed")
+    command = flags(qwen_checkpoint, data, tmp_path / "a.jsonl", *REDUCED)
+    done = run_two(start, "qwen.eval.model_vqa_loader", command)
     assert done.returncode == 0, done.stderr
     for name in ("a.jsonl", "a.jsonl.stats.jsonl"):
-        assert without_time(read(out / name)) == without_time(read(reduced[1].with_name(name)))
-    assert {file.name for file in out.glob("*")} == {"a.jsonl", "a.jsonl.run.json", "a.jsonl.stats.jsonl"}
+        assert without_time(read(tmp_path / name)) == without_time(read(reduced[1].with_name(name)))
+    assert {file.name for file in tmp_path.glob("*")} == {"a.jsonl", "a.jsonl.run.json", "a.jsonl.stats.jsonl"}
 
 
 def test_chunks_have_the_published_size(qwen_checkpoint, data, reduced, tmp_path):

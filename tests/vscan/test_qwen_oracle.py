@@ -226,7 +226,9 @@ def test_the_oracle_sees_the_same_tokens_and_gives_the_same_logits(cls, rows, st
     assert [cache_of(output).get_seq_length(layer) for layer in range(NUM_LAYERS)] == lengths
 
 
-@pytest.mark.parametrize(("cls", "rows", "stages"), pairwise(LOCAL, ["unequal", "mixed", "images_and_videos"], STAGES))
+@pytest.mark.parametrize(
+    ("cls", "rows", "stages"), pairwise(LOCAL, ["unequal", "mixed", "images_and_videos"], STAGES, together=1)
+)
 def test_padding_on_the_right_changes_nothing(cls, rows, stages):
     model, (ratio, layers) = tiny_qwen(cls), STAGES[stages]
     with vscan.reduce(model, visual_tokens=ratio, layers=layers) as reduction, torch.no_grad():
