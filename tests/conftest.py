@@ -43,6 +43,15 @@ def no_deprecations():
     logging.getLogger("transformers").removeHandler(handler)
 
 
+@pytest.fixture(scope="module")
+def rough_figures():
+    """Figures are saved with a third of the pixels a side, where a test draws many and looks at none."""
+    import matplotlib
+
+    with matplotlib.rc_context({"savefig.dpi": 50}):
+        yield
+
+
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """The folder of data recorded from the published code."""

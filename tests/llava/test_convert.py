@@ -99,16 +99,15 @@ def build(source, folder, version, kind, tower):
     return folder
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        ("1.5", "safetensors", "beside"),
-        ("1.5", "sharded bin", "inside"),
-        ("1.6", "sharded safetensors", "inside"),
-        ("1.6", "bin", "beside"),
-    ],
-    ids=" ".join,
-)
+KINDS = [
+    ("1.5", "safetensors", "beside"),
+    ("1.5", "sharded bin", "inside"),
+    ("1.6", "sharded safetensors", "inside"),
+    ("1.6", "bin", "beside"),
+]
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=" ".join)
 def pair(request, built_small, tmp_path_factory):
     """Two folders: an original checkpoint and what it was converted to, in several shards."""
     src = build(built_small, tmp_path_factory.mktemp("models") / "original", *request.param)
@@ -164,8 +163,14 @@ def answers(folder, pictures, reduced, num_new=5):
     return [row.text for row in rows], [row.stats["stages"] for row in rows]
 
 
-# What a dense model answers, the stock classes show below.
+# What a dense model answers, and that every kind of file is read whole, the stock classes show below.
 @pytest.mark.parametrize("reduced", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["reduced", "dense"])
+@pytest.mark.parametrize(
+    "pair",
+    [pytest.param(kind, marks=pytest.mark.slow if "beside" in kind else ()) for kind in KINDS],
+    ids=" ".join,
+    indirect=True,
+)
 def test_both_formats_give_the_same_answers(pair, pictures, reduced):
     texts, stages = answers(pair[0], pictures, reduced)
     assert answers(pair[1], pictures, reduced) == (texts, stages)

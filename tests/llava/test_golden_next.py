@@ -25,6 +25,7 @@ from vscan.methods.vispruner import VisPruner
 from vscan.models.llava_next import image_lengths
 
 IMAGE_TOKEN, NUM_TOKENS, NUM_LAYERS = 3, 576, 8
+NUM_NEW = 3  # where nothing is recorded
 FORMATS = ["original", "hugging_face"]
 VSCAN_IMAGES = [("gradient_500x375.png", (500, 375)), ("natural_300x420.png", (300, 420))]
 VISPRUNER_IMAGES = [("wide_640x300.png", (640, 300)), ("natural_300x420.png", (300, 420))]
@@ -171,7 +172,7 @@ def test_the_decoder_ranks_every_placeholder_of_all_crops_and_images(inputs, mod
         seen = []
         handle = text_model(model).layers[0].register_forward_pre_hook(lambda layer, args: seen.append(args[0]))
         with vscan.reduce(model, visual_tokens=48, **reduction) as handle_of_reduction:
-            output = generate(model, *given, max_new_tokens=5)
+            output = generate(model, *given, max_new_tokens=NUM_NEW)
         handle.remove()
         return output, handle_of_reduction, seen[0]
 
@@ -183,9 +184,9 @@ def test_the_decoder_ranks_every_placeholder_of_all_crops_and_images(inputs, mod
         visual = alone.last.segments[0].visual[0]
         budgets = {3: num_views[number] * 20, 5: num_views[number] * 6}
         assert stats[number].stages == [[0, int(visual.sum())], *map(list, budgets.items())]
-        oracle, new = Masking(model, embeds, visual, budgets), batch.sequences[number, -5:].tolist()
+        oracle, new = Masking(model, embeds, visual, budgets), batch.sequences[number, -NUM_NEW:].tolist()
         with torch.no_grad():
-            for step in range(5):
+            for step in range(NUM_NEW):
                 logits, seen = oracle.logits(new[:step])
                 close(batch.logits[step][number], logits)
                 assert int(logits.argmax()) == new[step]
@@ -286,7 +287,7 @@ def test_both_formats_keep_the_same_tokens_and_say_the_same_at_every_shape(
     found = []
     for model in (original, to_hugging_face(original, IMAGE_TOKEN)):
         with vscan.reduce(model, **settings) as reduction:
-            answering = Answering(Ids(), model, reduction, max_new_tokens=4, do_sample=False)
+            answering = Answering(Ids(), model, reduction, max_new_tokens=2, do_sample=False)
             answers, kept = [], []
             for start in range(0, len(prompts), 3):
                 answers += answering(prompts[start : start + 3])

@@ -52,7 +52,7 @@ def read(file):
 
 def flags(checkpoint, data, answers_file, *more):
     given = {"--model-path": checkpoint, "--question-file": data / "questions.jsonl", "--image-folder": data}
-    given |= {"--answers-file": answers_file, "--temperature": 0, "--max_new_tokens": 6, "--num-workers": 0}
+    given |= {"--answers-file": answers_file, "--temperature": 0, "--max_new_tokens": 4, "--num-workers": 0}
     given |= {"--device": "cpu"}
     return [str(part) for pair in given.items() for part in pair] + [*REDUCED, *more]
 

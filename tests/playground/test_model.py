@@ -63,7 +63,7 @@ def loaded():
     return load_pretrained_model(MODEL, device="cpu")[:3]
 
 
-@pytest.mark.parametrize("number", [8, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [5, pytest.param(100, marks=pytest.mark.slow)])
 def test_its_accuracy_on_some_scenes_is_the_stated_one_within_what_chance_allows(loaded, tmp_path, number):
     data = tmp_path / "data"
     write_benchmark(data, "test", number)

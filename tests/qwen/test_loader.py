@@ -42,7 +42,7 @@ def read(file):
 
 def flags(checkpoint, data, answers_file, *more):
     given = {"--model-path": checkpoint, "--question-file": data / "questions.jsonl", "--image-folder": data}
-    given |= {"--answers-file": answers_file, "--temperature": 0, "--max_new_tokens": 6, "--num-workers": 0}
+    given |= {"--answers-file": answers_file, "--temperature": 0, "--max_new_tokens": 4, "--num-workers": 0}
     given |= {"--device": "cpu"}
     return [str(part) for pair in given.items() for part in pair] + list(more)
 
@@ -110,9 +110,10 @@ def test_the_repetition_penalty_of_the_checkpoint_stays_in_force(qwen_checkpoint
     shutil.copytree(qwen_checkpoint, folder)
     config = json.loads((folder / "generation_config.json").read_text())
     (folder / "generation_config.json").write_text(json.dumps({**config, "repetition_penalty": 5.0}))
-    punished = answer(folder, data, tmp_path / "5.jsonl", "--batch-size", "1")
-    assert punished != answer(qwen_checkpoint, data, tmp_path / "1.jsonl")
-    assert answer(folder, data, tmp_path / "4.jsonl", "--batch-size", "4") == punished  # a filler is not punished
+    long = ["--max_new_tokens", "6"]
+    punished = answer(folder, data, tmp_path / "5.jsonl", *long, "--batch-size", "1")
+    assert punished != answer(qwen_checkpoint, data, tmp_path / "1.jsonl", *long)
+    assert answer(folder, data, tmp_path / "4.jsonl", *long, "--batch-size", "4") == punished  # no filler is punished
 
 
 def test_both_spellings_and_pixel_bounds(qwen_checkpoint, data, tmp_path):

@@ -24,7 +24,7 @@ from transformers import (
 import vscan
 from vscan.compat import CACHE, cache_of
 
-NUM_LAYERS, SIDE, NUM_TOKENS, NUM_NEW = 4, 8, 64, 6
+NUM_LAYERS, SIDE, NUM_TOKENS, NUM_NEW = 4, 8, 64, 4
 FIELDS = {"local_layer": 1}  # the tiny tower has four layers
 TWO_STAGES = {"visual_tokens": 20, "layers": {1: 9, 3: 4}, **FIELDS}
 
