@@ -7,6 +7,8 @@ import pytest
 
 from llava.eval.model_vqa_loader import main
 
+pytestmark = pytest.mark.usefixtures("weights_once")
+
 WHOLE = ["llava/l4_32_t96", "llava/l4_32_t96_chunk3_0", "llava/l4_32_t96_chunk3_2"]
 BEGUN = [f"llava/{name}" for name in ("l36_96_32_t192", "l4_16_t64", "vision_only_t96", "dense_none", "dense_empty")]
 BEGUN += ["vp/t128_r050", "vp/t64_r075", "vp/t96_r100"]

@@ -15,6 +15,8 @@ from llava.eval.model_vqa_loader import main
 from llava.model.builder import load_model
 from playground.tiny import draw
 
+pytestmark = pytest.mark.usefixtures("weights_once")
+
 REDUCED = ["--visual_token_num", "24", "--layer_list", "[4]", "--image_token_list", "[8]"]
 TEXTS = [
     "What is this?",

@@ -22,6 +22,8 @@ from playground import tiny
 from vscan.config import ReductionConfig
 from vscan.eval.arguments import run_command
 
+pytestmark = pytest.mark.usefixtures("weights_once")
+
 REDUCED = ["--visual_token_num", "24", "--layer_list", "[4]", "--image_token_list", "[8]"]
 NUM_ROWS = 7
 

@@ -18,6 +18,8 @@ from qwen.model.builder import load_model
 from vscan.eval.arguments import run_command
 from vscan.models import family_of
 
+pytestmark = pytest.mark.usefixtures("weights_once")
+
 REDUCED = ["--image-token-ratio", "0.4", "--layer-list", "[3]", "--image-token-ratio-list", "[0.5]"]
 TEXTS = ["What is this?", "A longer question,\nwith two lines, about all the shapes.", "Why?\n", "How many?"]
 NUM_ROWS = 7

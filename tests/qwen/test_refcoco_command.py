@@ -10,6 +10,8 @@ from playground.tiny import draw
 from qwen.eval.test_refcoco import main, make_parser
 from vscan.eval.refcoco import SPLITS
 
+pytestmark = pytest.mark.usefixtures("weights_once")
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):

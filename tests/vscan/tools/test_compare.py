@@ -20,6 +20,8 @@ from vscan.eval.table import SAME, WEIGHTS
 from vscan.tools import compare as module
 from vscan.tools.compare import compare, main, report
 
+pytestmark = pytest.mark.usefixtures("weights_once")
+
 NAMES = ["dense", "vscan-64", "vscan-32", "fastervlm-64", "fastervlm-32"]
 
 

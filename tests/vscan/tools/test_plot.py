@@ -26,6 +26,8 @@ from vscan.models.towers import run_tower
 from vscan.select.scan import scan
 from vscan.tools import plot
 
+pytestmark = pytest.mark.usefixtures("weights_once")
+
 PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 
 
