@@ -8,9 +8,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# Half of the usual examples, on a machine that may be busy, and nothing kept of a run.
+settings.register_profile("short", max_examples=50, deadline=None, database=None)
+settings.load_profile("short")
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 

@@ -51,8 +51,7 @@ def cache_lengths(cache) -> list[int]:
     return [int(cache.get_seq_length(layer)) for layer in range(NUM_LAYERS)]
 
 
-@every_rows
-@every_stages
+@some_prompts
 def test_a_batch_equals_its_rows_run_alone(rows, stages):
     model, inputs = tiny_qwen(), inputs_of(ROWS[rows])
     with reduce(model, stages) as reduction:
@@ -125,8 +124,7 @@ def test_a_static_cache_gives_the_same_answer(rows, stages):
         )
 
 
-@every_rows
-@every_stages
+@some_prompts
 def test_beams_of_a_batch_are_those_of_its_rows(rows, stages):
     model, inputs = tiny_qwen(), inputs_of(ROWS[rows])
     options = {"num_beams": 3, "num_return_sequences": 2, "output_logits": False, "output_scores": True}
