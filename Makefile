@@ -5,6 +5,8 @@ OLDEST := .venv-oldest
 NEWEST := .venv-newest
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
+# What is compiled of the tests is kept, wherever it would be left out: with their assertions it takes ten seconds.
+export PYTHONDONTWRITEBYTECODE :=
 
 INSTALL := -m pip install --quiet --disable-pip-version-check
 # Tests run on one thread each, so that every core takes a part of the files, in their order: what is long comes before

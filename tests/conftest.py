@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: one thread, no network, no deprecation, a tiny checkpoint, where recorded data lies."""
 
+import copy
 import logging
 import os
 import re
@@ -7,9 +8,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# Half of the usual examples, on a machine that may be busy, and nothing kept of a run.
+settings.register_profile("short", max_examples=50, deadline=None, database=None)
+settings.load_profile("short")
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 
@@ -41,6 +47,38 @@ def no_deprecations():
     logging.getLogger("transformers").addHandler(handler)
     yield
     logging.getLogger("transformers").removeHandler(handler)
+
+
+LOADED = {}  # weights that `weights_once` has read, by class, options and files
+
+
+@pytest.fixture
+def weights_once(monkeypatch):
+    """What commands load again and again is read once; a model is a copy of it, unless a file of its folder changed."""
+    import llava.model.builder
+    import qwen.model.builder
+    from vscan.io.weights import load_whole
+
+    def load_or_copy(cls, folder, *given, **options):
+        files = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in Path(folder).iterdir())
+        key = repr((cls, folder, files, given, options))
+        if key not in LOADED:
+            if len(LOADED) == 4:
+                del LOADED[next(iter(LOADED))]
+            LOADED[key] = load_whole(cls, folder, *given, **options)
+        return copy.deepcopy(LOADED[key])
+
+    for module in (llava.model.builder, qwen.model.builder):
+        monkeypatch.setattr(module, "load_whole", load_or_copy)
+
+
+@pytest.fixture(scope="module")
+def rough_figures():
+    """Figures are saved with a third of the pixels a side, where a test draws many and looks at none."""
+    import matplotlib
+
+    with matplotlib.rc_context({"savefig.dpi": 50}):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -79,3 +117,12 @@ def built_small(built, tmp_path_factory) -> Path:
 def small_checkpoint(built_small, tmp_path_factory) -> Path:
     """A copy of `built_small`, alone in its folder; a new one for every test file."""
     return shutil.copytree(built_small, tmp_path_factory.mktemp("models") / "tiny-llava")
+
+
+def pytest_collection_modifyitems(items):
+    """Short files come last, so that no worker is still busy with a long one when the others are done.
+
+    Whole folders of them: of what needs no model.
+    """
+    short = ("tests/vscan/eval", "tests/vscan/io", "tests/vscan/select", "tests/vscan/test_config")
+    items.sort(key=lambda item: item.nodeid.startswith(short))

@@ -4,13 +4,13 @@ import json
 import os
 import random
 import shutil
-import sys
 
 import pytest
 import sentencepiece
 import torch
 from pairwise import pairwise
 from PIL import Image, ImageDraw
+from run_helpers import error_of
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForImageTextToText,
@@ -31,13 +31,12 @@ from llava.model.conversion import convert
 from llava.model.convert import main
 from llava.model.multimodal_encoder.builder import PREFIX
 from llava.tokenizer import load_tokenizer
-from playground.tiny import TEXT, build_checkpoint
-from vscan.eval.arguments import run_command
+from playground.tiny import TEXT
 
 PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]  # the square one is the dearest by far
 REDUCTION = {"vscan": {"local_layer": 3}}
 QUESTIONS = ["What is this?", "Is there a dog?\nAnswer the question using a single word or phrase.", "Où est le 猫 12?"]
-UDS = ["Answer▁the▁question▁using▁a▁single▁word▁or▁phrase.", "yes", "\n", "a user"]
+UDS = ("Answer▁the▁question▁using▁a▁single▁word▁or▁phrase.", "yes", "\n", "a user")
 
 
 def change(folder, **values):
@@ -54,7 +53,7 @@ def train_tokenizer(folder, kind="bpe", rule="identity", user_defined=()):
         vocab_size=350 if kind == "unigram" else 400,
         byte_fallback=True,
         hard_vocab_limit=False,
-        user_defined_symbols=user_defined,
+        user_defined_symbols=list(user_defined),
         normalization_rule_name=rule,
         remove_extra_whitespaces=rule != "identity",
         minloglevel=2,
@@ -83,9 +82,9 @@ def rewrite(folder, kind, tower_inside, extra):
         (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
-def build(folder, version, kind, tower):
-    """A tiny checkpoint of LLaVA "1.5" or "1.6" with its tower "inside" its weights, or "beside" its folder."""
-    build_checkpoint(folder)
+def build(source, folder, version, kind, tower):
+    """Make of a tiny checkpoint one of LLaVA "1.5" or "1.6", its tower "inside" its weights or "beside" its folder."""
+    shutil.copytree(source, folder)
     train_tokenizer(folder)
     change(folder, reduction=REDUCTION)
     extra = {}
@@ -100,27 +99,26 @@ def build(folder, version, kind, tower):
     return folder
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        ("1.5", "safetensors", "beside"),
-        ("1.5", "sharded bin", "inside"),
-        ("1.6", "sharded safetensors", "inside"),
-        ("1.6", "bin", "beside"),
-    ],
-    ids=" ".join,
-)
-def pair(request, tmp_path_factory):
+KINDS = [
+    ("1.5", "safetensors", "beside"),
+    ("1.5", "sharded bin", "inside"),
+    ("1.6", "sharded safetensors", "inside"),
+    ("1.6", "bin", "beside"),
+]
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=" ".join)
+def pair(request, built_small, tmp_path_factory):
     """Two folders: an original checkpoint and what it was converted to, in several shards."""
-    src = build(tmp_path_factory.mktemp("models") / "original", *request.param)
+    src = build(built_small, tmp_path_factory.mktemp("models") / "original", *request.param)
     dst = src.parent / "converted"
-    convert(src, dst, shard_bytes=300_000)
+    convert(src, dst, shard_bytes=500_000)
     return src, dst
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("models") / "original", "1.5", "safetensors", "inside")
+def small(built_small, tmp_path_factory):
+    return build(built_small, tmp_path_factory.mktemp("models") / "original", "1.5", "safetensors", "inside")
 
 
 @pytest.fixture
@@ -165,7 +163,14 @@ def answers(folder, pictures, reduced, num_new=5):
     return [row.text for row in rows], [row.stats["stages"] for row in rows]
 
 
-@pytest.mark.parametrize("reduced", [False, True], ids=["dense", "reduced"])
+# What a dense model answers, and that every kind of file is read whole, the stock classes show below.
+@pytest.mark.parametrize("reduced", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["reduced", "dense"])
+@pytest.mark.parametrize(
+    "pair",
+    [pytest.param(kind, marks=pytest.mark.slow if "beside" in kind else ()) for kind in KINDS],
+    ids=" ".join,
+    indirect=True,
+)
 def test_both_formats_give_the_same_answers(pair, pictures, reduced):
     texts, stages = answers(pair[0], pictures, reduced)
     assert answers(pair[1], pictures, reduced) == (texts, stages)
@@ -220,7 +225,7 @@ def test_weights_are_copied_in_shards_that_the_index_names(pair):
     stored = {name: value for file in files for name, value in load_file(pair[1] / file).items()}
     assert sum(value.numel() * 4 for value in stored.values()) == index["metadata"]["total_size"]
     sizes = [(pair[1] / file).stat().st_size for file in files]
-    assert max(sizes) < 300_000 + 20_000, "with its header"
+    assert max(sizes) < 500_000 + 20_000, "with its header"
     model = stock(pair[1])[0]
     config = model.config
     rows, image = config.text_config.vocab_size, config.image_token_id
@@ -245,9 +250,9 @@ def test_the_dtype_of_every_tensor_is_kept(copy, tmp_path):
     assert load_model(tmp_path / "converted", device="cpu").dtype == torch.float32
 
 
-def test_a_tower_may_be_a_whole_clip_and_its_settings_old(tmp_path, pictures):
+def test_a_tower_may_be_a_whole_clip_and_its_settings_old(built_small, tmp_path, pictures):
     """As openai/clip-vit-large-patch14-336 is: text tower, projections, and sizes that are ints."""
-    src = build(tmp_path / "original", "1.5", "safetensors", "beside")
+    src = build(built_small, tmp_path / "original", "1.5", "safetensors", "beside")
     folder = tmp_path / "clip_tower"
     vision = CLIPVisionConfig.from_pretrained(folder).to_dict()
     text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -293,7 +298,7 @@ def test_the_chat_template_is_vicuna_v1(small, tmp_path):
     tokenize = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
     inputs = processor.apply_chat_template(messages, **tokenize)
     ids = tokenizer_image_token(longer, load_tokenizer(small))
-    expected = expand_image_tokens(ids, processor.tokenizer.convert_tokens_to_ids("<image>"), 576)
+    expected = expand_image_tokens(ids, processor.tokenizer.convert_tokens_to_ids("<image>"), 144)
     assert inputs["input_ids"][0].tolist() == expected
 
 
@@ -326,7 +331,7 @@ def texts(number, seed=0):
 
 @pytest.mark.parametrize(
     ("kind", "rule", "user_defined", "legacy"),
-    pairwise(["bpe", "unigram"], ["identity", "nmt_nfkc"], [[], UDS], [False, True]),
+    pairwise(["bpe", "unigram"], ["identity", "nmt_nfkc"], [(), UDS], [False, True]),
 )
 def test_the_ids_are_those_of_sentencepiece(copy, tmp_path, kind, rule, user_defined, legacy):
     train_tokenizer(copy, kind, rule, user_defined)
@@ -424,14 +429,9 @@ def test_the_command_says_what_it_does_and_what_is_wrong(small, tmp_path, monkey
     main([str(small), str(tmp_path / "converted")])
     out = capsys.readouterr().out
     assert "shard 1: 214 tensors, 0.00 GB, 100% done" in out
-    monkeypatch.setattr(sys, "argv", ["convert", str(tmp_path / "converted"), str(tmp_path / "again")])
-    with pytest.raises(SystemExit) as caught:
-        run_command(main)
-    error = capsys.readouterr().err
-    assert caught.value.code == 2
+    error = error_of(main, [str(tmp_path / "converted"), str(tmp_path / "again")], monkeypatch, capsys)
     assert error.startswith("error: SRC ")
     assert "mm_vision_tower: expected 'a vision tower (the original format)', got None" in error
-    assert error.count("\n") == 1
     assert sorted(os.listdir(tmp_path)) == ["converted"]
 
 

@@ -7,20 +7,15 @@ import pytest
 
 from llava.eval.model_vqa_loader import main
 
-RUNS = [
-    "llava/l4_32_t96",
-    "llava/l36_96_32_t192",
-    pytest.param("llava/l4_16_t64", marks=pytest.mark.slow),  # the flags of the first, other numbers
-    "llava/vision_only_t96",
-    "llava/dense_none",
-    pytest.param("llava/dense_empty", marks=pytest.mark.slow),  # the one before it, by lists without layers
-    "llava/l4_32_t96_chunk3_0",
-    pytest.param("llava/l4_32_t96_chunk3_1", marks=pytest.mark.slow),  # between the ends, which the others are
-    "llava/l4_32_t96_chunk3_2",
-    "vp/t128_r050",
-    pytest.param("vp/t64_r075", marks=pytest.mark.slow),  # as the one before it, other numbers
-    "vp/t96_r100",
-]
+pytestmark = pytest.mark.usefixtures("weights_once")
+
+WHOLE = ["llava/l4_32_t96", "llava/l4_32_t96_chunk3_0", "llava/l4_32_t96_chunk3_2"]
+BEGUN = [f"llava/{name}" for name in ("l36_96_32_t192", "l4_16_t64", "vision_only_t96", "dense_none", "dense_empty")]
+BEGUN += ["vp/t128_r050", "vp/t64_r075", "vp/t96_r100"]
+# All questions are asked with the flags of the first; with the others' by default these, and all if slow ones run.
+NUM_BEGUN = 2
+RUNS = [*((name, None) for name in WHOLE), *((name, NUM_BEGUN) for name in BEGUN)]
+RUNS += [pytest.param(name, None, marks=pytest.mark.slow) for name in (*BEGUN, "llava/l4_32_t96_chunk3_1")]
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +33,11 @@ def checkpoint(folder, tmp_path_factory):
     return path
 
 
-def flags(folder, run, checkpoint, answers_file):
+def flags(folder, run, checkpoint, question_file, answers_file):
     """The recorded command's flags, with this machine's paths; VisPruner is one of our methods."""
     command = run["command"][3:]
     paths = {
-        "--question-file": folder / "questions.jsonl",
+        "--question-file": question_file,
         "--image-folder": folder / "images",
         "--model-path": checkpoint,
         "--answers-file": answers_file,
@@ -56,16 +51,18 @@ def read(file):
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_a_published_command_writes_the_recorded_answers(folder, checkpoint, tmp_path, name):
+@pytest.mark.parametrize(("name", "limit"), RUNS)
+def test_a_published_command_writes_the_recorded_answers(folder, checkpoint, tmp_path, name, limit):
     run = next(
         run for run in json.loads((folder / "runs.json").read_text()) if f"{run['family']}/{run['name']}" == name
     )
     answers_file = tmp_path / "new folder" / "answers.jsonl"
-    main(flags(folder, run, checkpoint, answers_file))
-    ours, recorded = read(answers_file), read(folder / run["answers"])
-    rows = json.loads((folder / run["rows"]).read_text())[run["rows_offset"] :][: run["count"]]
-    assert len(ours) == len(recorded) == len(rows) == run["count"]
+    questions = (folder / "questions.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "questions.jsonl").write_text("".join(questions[:limit]))
+    main(flags(folder, run, checkpoint, tmp_path / "questions.jsonl", answers_file))
+    ours, recorded = read(answers_file), read(folder / run["answers"])[:limit]
+    rows = json.loads((folder / run["rows"]).read_text())[run["rows_offset"] :][: run["count"]][:limit]
+    assert len(ours) == len(recorded) == len(rows) == (limit or run["count"])
     for mine, theirs, row in zip(ours, recorded, rows, strict=True):
         assert list(mine) == list(theirs)
         assert {**mine, "text": "", "answer_id": ""} == {**theirs, "text": "", "answer_id": ""}

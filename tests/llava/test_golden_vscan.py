@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from helpers import Injected, close, normalised, to_hugging_face
+from pairwise import pairwise
 from safetensors.torch import load_file
 
 import vscan
@@ -25,6 +26,7 @@ SETTINGS = {  # name: (visual_token_num, {layer: tokens})
     "t576_dense": (576, {}),
     "t100_L2_30_L5_10": (100, {2: 30, 5: 10}),
 }
+FORMATS = ["original", "hugging_face"]
 CASES = [(name, image) for name in SETTINGS for image in range(3)]
 SELECTED = [(name, image) for name, image in CASES if SETTINGS[name][0] < NUM_TOKENS]
 
@@ -46,7 +48,7 @@ def original(folder):
     return model
 
 
-@pytest.fixture(scope="module", params=["original", "hugging_face"])
+@pytest.fixture(scope="module", params=FORMATS)
 def model(request, original, inputs):
     assert IMAGE_TOKEN not in inputs["input_ids"]
     return original if request.param == "original" else to_hugging_face(original, IMAGE_TOKEN)
@@ -126,7 +128,9 @@ def test_the_tower_gives_the_recorded_rows_and_features(folder, inputs, original
     close(projected, vision["projected"])
 
 
-@pytest.mark.parametrize(("name", "image"), CASES)
+@pytest.mark.parametrize(
+    ("name", "image", "model"), pairwise(SETTINGS, range(3), FORMATS), indirect=["model"], scope="module"
+)
 def test_a_generation_is_the_recorded_one(folder, inputs, model, name, image, monkeypatch):
     case = load_file(folder / f"{name}_img{image}.safetensors")
     num, layers = SETTINGS[name]

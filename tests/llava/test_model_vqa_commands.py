@@ -13,6 +13,8 @@ from llava.eval.command import question_parser
 from playground.tiny import draw
 from vscan.eval.arguments import parse
 
+pytestmark = pytest.mark.usefixtures("weights_once")
+
 EMBEDDED = Path(__file__).resolve().parents[2] / "playground" / "models" / "tiny-llava"
 REDUCED = ["--visual-token-num", "64", "--layer-list", "[4]", "--image-token-list", "[32]"]
 SUFFIX = "\nAnswer with the option's letter from the given choices directly."

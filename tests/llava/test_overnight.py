@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import multiprocessing
 import pickle
 import re
 import shutil
@@ -11,17 +12,25 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from two_ranks import by_fork, by_torchrun
+from small_tower import make_tower_small
+from two_processes import STARTS, run_two
 
-from benchmarks.kills import kill_again_and_again
+from benchmarks import kills
 from llava.eval.model_vqa_loader import main
 from llava.model.check import check_budget, check_checkpoint, check_reduction
-from playground.tiny import draw
+from playground import tiny
 from vscan.config import ReductionConfig
 from vscan.eval.arguments import run_command
 
-REDUCED = ["--visual_token_num", "96", "--layer_list", "[4]", "--image_token_list", "[32]"]
+pytestmark = pytest.mark.usefixtures("weights_once")
+
+REDUCED = ["--visual_token_num", "24", "--layer_list", "[4]", "--image_token_list", "[8]"]
 NUM_ROWS = 7
+
+
+@pytest.fixture(scope="module")
+def checkpoint(small_checkpoint):
+    return small_checkpoint
 
 
 @pytest.fixture
@@ -29,7 +38,7 @@ def data(tmp_path):
     """Seven questions, every one on a picture of its own."""
     questions = []
     for number in range(NUM_ROWS):
-        draw(tmp_path / f"{number}.png", seed=number)
+        tiny.draw(tmp_path / f"{number}.png", seed=number)
         questions.append({"question_id": number // 2, "text": "What is this?", "image": f"{number}.png"})
     write(tmp_path / "questions.jsonl", questions)
     return tmp_path
@@ -45,7 +54,7 @@ def read(file):
 
 def flags(checkpoint, data, answers_file, *more):
     given = {"--model-path": checkpoint, "--question-file": data / "questions.jsonl", "--image-folder": data}
-    given |= {"--answers-file": answers_file, "--temperature": 0, "--max_new_tokens": 6, "--num-workers": 0}
+    given |= {"--answers-file": answers_file, "--temperature": 0, "--max_new_tokens": 4, "--num-workers": 0}
     given |= {"--device": "cpu"}
     return [str(part) for pair in given.items() for part in pair] + [*REDUCED, *more]
 
@@ -73,30 +82,41 @@ def break_image(file):
 # ------------------------------------------------------------------------------------------------------------ kills
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(5, marks=pytest.mark.slow)])
-def test_kills_lose_double_and_recompute_nothing(tmp_path, kills):
-    counts = kill_again_and_again(tmp_path, kills)
-    assert counts["kills"] == kills
+@pytest.fixture(params=["forks", pytest.param("fork server", marks=pytest.mark.slow)])
+def starts(request, monkeypatch):
+    """Forks of the test have its imports, a smaller model and shorter answers; the fork server is the benchmark's."""
+    if request.param == "forks":
+        importlib.import_module("llava.eval.answering")
+        build = tiny.build_checkpoint
+        monkeypatch.setattr(tiny, "build_checkpoint", lambda folder: (build(folder), make_tower_small(folder)))
+        fork = multiprocessing.get_context("fork")
+        monkeypatch.setattr(kills.multiprocessing, "get_context", lambda method: fork)
+        monkeypatch.setattr(kills, "TOKENS", 8)
+
+
+@pytest.mark.usefixtures("starts")
+def test_kills_lose_double_and_recompute_nothing(tmp_path):
+    counts = kills.kill_again_and_again(tmp_path, 2)
+    assert counts["kills"] == 2
     assert counts["amid rows"] > 0
 
 
 # ------------------------------------------------------------------------------------------------ several processes
 
 
-@pytest.mark.parametrize("start", [by_fork, pytest.param(by_torchrun, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("start", STARTS)
 def test_two_processes_write_the_file_of_one_also_after_one_of_them_failed(checkpoint, data, start):
     main(flags(checkpoint, data, data / "one.jsonl"))
     whole = break_image(data / "5.png")
-    command = "llava.eval.model_vqa_loader", flags(checkpoint, data, data / "two.jsonl")
-    failed = start(*command, data / "failed")
+    command = (start, "llava.eval.model_vqa_loader", flags(checkpoint, data, data / "two.jsonl"))
+    failed = run_two(*command)
     assert failed.returncode != 0
     assert "error: row 5, question 2: expected a complete image file" in failed.stderr
     kept = [line for part in data.glob("two.jsonl.rank?of2") for line in part.read_text().splitlines()]
     assert len(kept) >= 2  # rows 3 and 4, and those of the other process that were ready in time
 
     (data / "5.png").write_bytes(whole)
-    done = start(*command, data / "done")
-    assert done.returncode == 0, done.stderr
+    assert run_two(*command).returncode == 0
     one, two = read(data / "one.jsonl"), read(data / "two.jsonl")
     assert [{**row, "answer_id": None} for row in two] == [{**row, "answer_id": None} for row in one]
     assert set(kept) <= set((data / "two.jsonl").read_text().splitlines())
@@ -110,7 +130,7 @@ def test_two_processes_write_the_file_of_one_also_after_one_of_them_failed(check
 # ---------------------------------------------------------------------------------------------------- broken images
 
 
-@pytest.mark.parametrize("batch_size", ["1", "3"])
+@pytest.mark.parametrize("batch_size", [pytest.param("1", marks=pytest.mark.slow), "3"])
 def test_broken_images_are_skipped_and_tried_again(checkpoint, data, monkeypatch, capsys, batch_size):
     main(flags(checkpoint, data, data / "whole.jsonl"))
     whole = break_image(data / "4.png")
@@ -163,10 +183,10 @@ def husk(checkpoint, tmp_path):
     [
         (["--layer_list", "[8]"], "layers: expected decoder layers 0 to 7, got 8"),
         (["--layer_list", "[-1]"], "layers: expected a decoder layer of 0 or more, got -1"),
-        (["--layer_list", "[4,6]"], "expected one budget per layer, got 2 layers [4, 6] and 1 budgets [32]"),
+        (["--layer_list", "[4,6]"], "expected one budget per layer, got 2 layers [4, 6] and 1 budgets [8]"),
         (["--image_token_list", "[-1]"], "expected a count of at least 0, got -1"),
         (["--visual_token_num", "0"], "visual_tokens: expected a count of at least 1, got 0"),
-        (["--visual_token_num", "577"], "visual_token_num: expected at most 576, the tokens of an image of this model"),
+        (["--visual_token_num", "145"], "visual_token_num: expected at most 144, the tokens of an image of this model"),
         (["--conv-mode", "vicuna"], "expected a conversation template out of vicuna_v1"),
         (["--model-base", "base"], "model_base: expected None"),
         (["--chunk-idx", "1"], "chunk-idx: expected 0 to num-chunks - 1, got 1 of 1"),
@@ -326,5 +346,5 @@ def test_any_resolution_has_no_fixed_number_of_tokens():
 
 def test_all_tokens_and_shares_are_budgets(checkpoint):
     config = check_checkpoint(checkpoint)
-    for budget in (576, 1.0, 0.5, None):
+    for budget in (144, 1.0, 0.5, None):
         check_reduction(ReductionConfig(visual_tokens=budget, layers=((7, 32),)), config, checkpoint)

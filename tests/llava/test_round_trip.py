@@ -17,6 +17,8 @@ from llava.eval import eval_science_qa, eval_textvqa, model_vqa, model_vqa_loade
 from scripts import convert_document_questions
 from vscan.eval.__main__ import main as evaluate
 
+pytestmark = pytest.mark.usefixtures("weights_once")
+
 ROOT = Path(__file__).resolve().parents[2]
 EMBEDDED = ROOT / "playground" / "models" / "tiny-llava"
 LETTERS = ("<0x41>", "<0x42>", "<0x44>")

@@ -12,6 +12,8 @@ from run_helpers import error_of, flags, read, with_context, write
 from llava.eval import model_vqa, model_vqa_loader, model_vqa_mmbench, model_vqa_science
 from playground.tiny import draw
 
+pytestmark = pytest.mark.usefixtures("weights_once")
+
 CONTEXT = 268  # tokens, of which 144 are a picture's
 LONG = "one two three " * 5000
 

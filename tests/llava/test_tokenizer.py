@@ -90,7 +90,7 @@ def ids_without_prefix(reference, text):
     return reference.encode("\x01" + text)[len(reference.encode("\x01")) :]
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(text=TEXTS.filter(lambda text: not any(token in text for token in SPECIAL)))
 def test_plain_text_gets_the_ids_of_sentencepiece(tokenizer, legacy_tokenizer, reference, text):
     expected = [1, *reference.encode(text)]
@@ -99,7 +99,7 @@ def test_plain_text_gets_the_ids_of_sentencepiece(tokenizer, legacy_tokenizer, r
     assert tokenizer(text).input_ids == expected, "the second call differs from the first"
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(text=SPECIAL_TEXTS)
 def test_special_tokens_in_the_text_are_split_out(tokenizer, legacy_tokenizer, reference, text):
     expected, expected_legacy = [1], [1]
@@ -114,7 +114,7 @@ def test_special_tokens_in_the_text_are_split_out(tokenizer, legacy_tokenizer, r
     assert legacy_tokenizer(text).input_ids == expected_legacy
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(ids=st.lists(st.integers(3, 320), max_size=12))
 def test_decoding_is_that_of_sentencepiece(tokenizer, legacy_tokenizer, reference, ids):
     """Half of these ids are bytes, most of them no valid UTF-8."""
@@ -124,7 +124,7 @@ def test_decoding_is_that_of_sentencepiece(tokenizer, legacy_tokenizer, referenc
     assert legacy_tokenizer.decode(ids) == expected
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(text=SPECIAL_TEXTS)
 def test_decoding_gives_the_text_back(tokenizer, text):
     ids = tokenizer(text).input_ids[1:]

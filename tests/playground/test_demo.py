@@ -18,7 +18,7 @@ def ran(tmp_path_factory):
     build_checkpoint(folder / "random")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("playground.demo.compare", partial(compare, max_new_tokens=1))  # a random model never ends
-        main([], folder / "out", num_questions=4, model_path=folder / "random")
+        main([], folder / "out", num_questions=2, model_path=folder / "random")
     return folder / "out"
 
 
@@ -26,7 +26,7 @@ def test_every_cell_answers_every_question(ran):
     stages = {}
     for file in (ran / "demo").glob("*.stats.jsonl"):
         rows = [json.loads(line) for line in file.read_text().splitlines()]
-        assert len(rows) == 4
+        assert len(rows) == 2
         (stages[file.name.split(".jsonl")[0]],) = {json.dumps(row["stages"]) for row in rows}
     expected = {"dense": "[[0, 576]]"}
     for tokens in TOKENS:
@@ -39,7 +39,7 @@ def test_the_table_has_a_row_a_cell(ran):
     with (ran / "demo" / "table.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["label"] for row in rows] == ["dense", *(method for method in METHODS for _ in TOKENS)]
-    assert all(row["questions"] == "4" for row in rows)
+    assert all(row["questions"] == "2" for row in rows)
 
 
 def test_the_page_holds_its_pictures_and_names_every_cell(ran):

@@ -65,8 +65,8 @@ def test_the_exported_model_that_it_grows_from_is_read_whole(base, tmp_path):
 
 def test_a_deep_model_trains_from_its_small_state_and_is_a_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr("playground.training.running.NUM_VALIDATION", 1)
-    monkeypatch.setattr(growing, "SIDES", (12,))
-    monkeypatch.setattr(growing, "GRID", 12)
+    monkeypatch.setattr(growing, "SIDES", (8,))
+    monkeypatch.setattr(growing, "GRID", 8)
     folder, tokenizer = tmp_path / "deep" / "state", load_tokenizer(MODEL)
     folder.mkdir(parents=True)
     stage = Stage("deep", 2, 1, 1e-3, warmup=1, matrix_rate=5e-3, compact=True)
@@ -74,7 +74,8 @@ def test_a_deep_model_trains_from_its_small_state_and_is_a_checkpoint(tmp_path, 
     assert (folder / "deep.pt").stat().st_size < 18e6
     again = train_deep(folder, "cpu", tokenizer, MODEL, stage)  # done: read back, rounded
     for name, value in model.state_dict().items():
-        if "oracle" not in name:
+        # What only the training of a tower or a first decoder needs is new each time.
+        if "oracle" not in name and not name.startswith(("tower.patch_head", "tower.scene_head")):
             torch.testing.assert_close(again.state_dict()[name], value, atol=1e-4, rtol=1e-3, msg=name)
     rows = [json.loads(line) for line in (folder / "deep.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]

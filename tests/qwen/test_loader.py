@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from two_ranks import by_fork, by_torchrun
+from two_processes import STARTS, run_two
 
 from playground.tiny import draw
 from qwen.eval.model_vqa_loader import main
 from qwen.model.builder import load_model
 from vscan.eval.arguments import run_command
 from vscan.models import family_of
+
+pytestmark = pytest.mark.usefixtures("weights_once")
 
 REDUCED = ["--image-token-ratio", "0.4", "--layer-list", "[3]", "--image-token-ratio-list", "[0.5]"]
 TEXTS = ["What is this?", "A longer question,\nwith two lines, about all the shapes.", "Why?\n", "How many?"]
@@ -42,7 +44,7 @@ def read(file):
 
 def flags(checkpoint, data, answers_file, *more):
     given = {"--model-path": checkpoint, "--question-file": data / "questions.jsonl", "--image-folder": data}
-    given |= {"--answers-file": answers_file, "--temperature": 0, "--max_new_tokens": 6, "--num-workers": 0}
+    given |= {"--answers-file": answers_file, "--temperature": 0, "--max_new_tokens": 4, "--num-workers": 0}
     given |= {"--device": "cpu"}
     return [str(part) for pair in given.items() for part in pair] + list(more)
 
@@ -110,9 +112,10 @@ def test_the_repetition_penalty_of_the_checkpoint_stays_in_force(qwen_checkpoint
     shutil.copytree(qwen_checkpoint, folder)
     config = json.loads((folder / "generation_config.json").read_text())
     (folder / "generation_config.json").write_text(json.dumps({**config, "repetition_penalty": 5.0}))
-    punished = answer(folder, data, tmp_path / "5.jsonl", "--batch-size", "1")
-    assert punished != answer(qwen_checkpoint, data, tmp_path / "1.jsonl")
-    assert answer(folder, data, tmp_path / "4.jsonl", "--batch-size", "4") == punished  # a filler is not punished
+    long = ["--max_new_tokens", "6"]
+    punished = answer(folder, data, tmp_path / "5.jsonl", *long, "--batch-size", "1")
+    assert punished != answer(qwen_checkpoint, data, tmp_path / "1.jsonl", *long)
+    assert answer(folder, data, tmp_path / "4.jsonl", *long, "--batch-size", "4") == punished  # no filler is punished
 
 
 def test_both_spellings_and_pixel_bounds(qwen_checkpoint, data, tmp_path):
@@ -138,15 +141,14 @@ def test_an_interrupted_run_goes_on_where_it_stopped(qwen_checkpoint, data, redu
     assert file.read_text().splitlines(keepends=True)[:cut] == lines[:cut]
 
 
-@pytest.mark.parametrize("start", [by_fork, pytest.param(by_torchrun, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("start", STARTS)
 def test_two_processes_write_the_file_of_one(qwen_checkpoint, data, reduced, tmp_path, start):
-    out = tmp_path / "out"
-    argv = flags(qwen_checkpoint, data, out / "a.jsonl", *REDUCED)
-    done = start("qwen.eval.model_vqa_loader", argv, tmp_path / "printed")
+    command = flags(qwen_checkpoint, data, tmp_path / "a.jsonl", *REDUCED)
+    done = run_two(start, "qwen.eval.model_vqa_loader", command)
     assert done.returncode == 0, done.stderr
     for name in ("a.jsonl", "a.jsonl.stats.jsonl"):
-        assert without_time(read(out / name)) == without_time(read(reduced[1].with_name(name)))
-    assert {file.name for file in out.glob("*")} == {"a.jsonl", "a.jsonl.run.json", "a.jsonl.stats.jsonl"}
+        assert without_time(read(tmp_path / name)) == without_time(read(reduced[1].with_name(name)))
+    assert {file.name for file in tmp_path.glob("*")} == {"a.jsonl", "a.jsonl.run.json", "a.jsonl.stats.jsonl"}
 
 
 def test_chunks_have_the_published_size(qwen_checkpoint, data, reduced, tmp_path):

@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from two_ranks import by_fork, by_torchrun
+from two_processes import STARTS, run_two
 
 from playground.tiny import draw
 from qwen.eval.test_refcoco import main, make_parser
 from vscan.eval.refcoco import SPLITS
+
+pytestmark = pytest.mark.usefixtures("weights_once")
 
 
 @pytest.fixture(scope="module")
@@ -75,14 +77,13 @@ def test_one_process_writes_answers_results_and_scores(one, capsys):
     assert (record["split"], record["max_pixels"]) == ("refcoco_val", 12845056)  # the checkpoint's own
 
 
-@pytest.mark.parametrize("start", [by_fork, pytest.param(by_torchrun, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("start", STARTS)
 def test_two_gloo_processes_write_the_files_of_one(qwen_checkpoint, data, one, tmp_path, start):
-    output = tmp_path / "out"
-    done = start("qwen.eval.test_refcoco", flags(qwen_checkpoint, data, output), tmp_path / "printed")
+    done = run_two(start, "qwen.eval.test_refcoco", flags(qwen_checkpoint, data, tmp_path))
     assert done.returncode == 0, done.stderr
     for name in RESULTS:
-        assert (output / name).read_bytes() == (one / name).read_bytes()
-    assert {file.name for file in output.iterdir()} == {file.name for file in one.iterdir()}
+        assert (tmp_path / name).read_bytes() == (one / name).read_bytes()
+    assert {file.name for file in tmp_path.iterdir()} == {file.name for file in one.iterdir()}
     lines = done.stdout.splitlines()
     assert [line.split(":")[0] for line in lines] == ["refcoco_val", "refcocog_test", "all"]
     assert "of 7 (published counting" in lines[-1]

@@ -11,6 +11,8 @@ from run_helpers import error_of, flags, read, with_context, write
 from playground.tiny import draw
 from qwen.eval import model_vqa_loader, model_vqa_mmbench, model_vqa_science, test_refcoco
 
+pytestmark = pytest.mark.usefixtures("weights_once")
+
 CONTEXT = 400  # tokens, of which a picture of the least size has some 270
 TEXTS = {
     "What?": None,

@@ -9,6 +9,8 @@ import pytest
 from playground.tiny import draw
 from qwen.eval import model_vqa_loader, model_vqa_mmbench, model_vqa_science
 
+pytestmark = pytest.mark.usefixtures("weights_once")
+
 REDUCED = ["--image-token-ratio", "0.4", "--layer-list", "[3]", "--image-token-ratio-list", "[0.5]"]
 
 

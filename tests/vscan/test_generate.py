@@ -24,7 +24,7 @@ from transformers import (
 import vscan
 from vscan.compat import CACHE, cache_of
 
-NUM_LAYERS, SIDE, NUM_TOKENS, NUM_NEW = 4, 8, 64, 6
+NUM_LAYERS, SIDE, NUM_TOKENS, NUM_NEW = 4, 8, 64, 4
 FIELDS = {"local_layer": 1}  # the tiny tower has four layers
 TWO_STAGES = {"visual_tokens": 20, "layers": {1: 9, 3: 4}, **FIELDS}
 
@@ -233,12 +233,22 @@ def test_tokens_of_an_answer_that_are_masked_are_not_seen(model):
         assert (masked[:, 2] - seen[:, 2]).abs().max() > 0.01
 
 
-class TestBeams:
-    # transformers before it encoded images outside forward gives each beam the wrong picture of several
-    in_groups = pytest.mark.skipif(
-        not hasattr(LlavaForConditionalGeneration, "_expand_multimodal_outputs"),
-        reason="this transformers mixes up several images of one prompt in beams, also in the dense model",
+# transformers before it encoded images outside forward gives each beam the wrong picture of several
+in_groups = pytest.mark.skipif(
+    not hasattr(LlavaForConditionalGeneration, "_expand_multimodal_outputs"),
+    reason="this transformers mixes up several images of one prompt in beams, also in the dense model",
+)
+BY_DEFAULT = [*product(["batch"], STAGES), ("two_images", "two_stages"), ("mixed", "entry")]
+BEAMS = [
+    pytest.param(
+        *case,
+        marks=(*[in_groups] * (case[0] != "batch"), *[pytest.mark.slow] * (case not in BY_DEFAULT)),
     )
+    for case in product(["batch", "two_images", "mixed"], STAGES)
+]
+
+
+class TestBeams:
     several = pytest.mark.parametrize(
         "rows", ["batch", pytest.param("two_images", marks=in_groups), pytest.param("mixed", marks=in_groups)]
     )
@@ -254,8 +264,7 @@ class TestBeams:
         assert torch.equal(output.sequences, dense.sequences)
         assert torch.equal(output.sequences_scores, dense.sequences_scores)
 
-    @several
-    @pytest.mark.parametrize("stages", STAGES)
+    @pytest.mark.parametrize(("rows", "stages"), BEAMS)
     def test_beams_of_a_batch_are_those_of_its_rows(self, model, rows, stages):
         settings, lengths = STAGES[stages]
         inputs, kwargs = inputs_of(ROWS[rows]), {"num_beams": 3, "num_return_sequences": 2, "output_scores": True}

@@ -6,12 +6,13 @@ how `vscan` scores, selects, merges, shortens, masks or caches.
 """
 
 from collections import defaultdict
+from itertools import product
 from math import ceil
 
 import pytest
 import torch
 from helpers import close
-from pairwise import pairwise
+from pairwise import cover, pairwise
 from qwen_helpers import IMAGE_TOKEN, VIDEO_TOKEN, image, inputs_of, tiny_qwen, video
 from torch.nn.functional import cosine_similarity
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
@@ -19,7 +20,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLForCondition
 import vscan
 from vscan.compat import cache_of
 
-NUM_LAYERS, NUM_ANSWER, GLOBAL = 4, 5, 3
+NUM_LAYERS, NUM_ANSWER, GLOBAL = 4, 4, 3
 LOCAL = {Qwen2_5_VLForConditionalGeneration: 1, Qwen2VLForConditionalGeneration: 0}
 ROWS = {
     "one": [[1, image(5, 6), 5, 6, 7]],
@@ -201,7 +202,14 @@ def columns_of(kept) -> list[list[int]]:
     return [row[row >= 0].tolist() for row in kept]
 
 
-@pytest.mark.parametrize(("cls", "rows", "stages"), pairwise(LOCAL, ROWS, STAGES))
+# Both kinds of model on all rows and at all stages, which meet each other in test_qwen.py.
+CASES = [(cls, *case) for cls in LOCAL for case in cover(ROWS, STAGES, together=1)]
+
+
+@pytest.mark.parametrize(
+    ("cls", "rows", "stages"),
+    [pytest.param(*case, marks=() if case in CASES else pytest.mark.slow) for case in product(LOCAL, ROWS, STAGES)],
+)
 def test_the_oracle_sees_the_same_tokens_and_gives_the_same_logits(cls, rows, stages):
     model, inputs, (ratio, layers) = tiny_qwen(cls), inputs_of(ROWS[rows]), STAGES[stages]
     oracles = [Oracle(cls, row, STAGES[stages]) for row in ROWS[rows]]
@@ -226,7 +234,9 @@ def test_the_oracle_sees_the_same_tokens_and_gives_the_same_logits(cls, rows, st
     assert [cache_of(output).get_seq_length(layer) for layer in range(NUM_LAYERS)] == lengths
 
 
-@pytest.mark.parametrize(("cls", "rows", "stages"), pairwise(LOCAL, ["unequal", "mixed", "images_and_videos"], STAGES))
+@pytest.mark.parametrize(
+    ("cls", "rows", "stages"), pairwise(LOCAL, ["unequal", "mixed", "images_and_videos"], STAGES, together=1)
+)
 def test_padding_on_the_right_changes_nothing(cls, rows, stages):
     model, (ratio, layers) = tiny_qwen(cls), STAGES[stages]
     with vscan.reduce(model, visual_tokens=ratio, layers=layers) as reduction, torch.no_grad():

@@ -21,7 +21,7 @@ from vscan.compat import cache_of
 
 NUM_LAYERS, SIDE, NUM_TOKENS = 4, 8, 64
 FIELDS = {"local_layer": 1, "global_layer": -2}  # of the four layers of the tiny tower
-NUM_ANSWER = 6
+NUM_ANSWER = 4
 GAP = 1e-6  # where two scores (relative) or two cosines are closer than this at a cut, rounding decides who stays
 
 ROWS = {
@@ -273,8 +273,10 @@ def check_decode(case: Case, oracles):
         close(logits[row], expected)
 
 
+# Any rows and any stages together are what hypothesis draws below.
 @pytest.mark.parametrize(
-    ("rows", "stages", "decoder"), pairwise(ROWS, STAGES, [("compact", 2), ("original", 2), ("compact", 4)])
+    ("rows", "stages", "decoder"),
+    pairwise(ROWS, STAGES, [("compact", 2), ("original", 2), ("compact", 4)], together=1),
 )
 def test_the_oracle_sees_the_same_tokens_and_gives_the_same_logits(rows, stages, decoder):
     case = Case(ROWS[rows], *STAGES[stages], *decoder)

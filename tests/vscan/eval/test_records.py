@@ -131,7 +131,7 @@ def test_an_answer_is_not_on_the_disk_before_its_stats(run):
 # ---------------------------------------------------------------------------------------------------------- resuming
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 5])
+@pytest.mark.parametrize("batch_size", [2, 5, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_run_that_was_cut_at_any_byte_of_its_answers_goes_on(tmp_path, batch_size):
     run = Run(tmp_path, batch_size=batch_size)
     run.go()
@@ -146,7 +146,7 @@ def test_a_run_that_was_cut_at_any_byte_of_its_answers_goes_on(tmp_path, batch_s
             run.check_complete()
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 5])
+@pytest.mark.parametrize("batch_size", [2, 5, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_run_that_was_cut_at_any_byte_of_its_stats_goes_on(tmp_path, batch_size):
     run = Run(tmp_path, batch_size=batch_size)
     run.go()

@@ -20,7 +20,14 @@ from vscan.eval.table import SAME, WEIGHTS
 from vscan.tools import compare as module
 from vscan.tools.compare import compare, main, report
 
+pytestmark = pytest.mark.usefixtures("weights_once")
+
 NAMES = ["dense", "vscan-64", "vscan-32", "fastervlm-64", "fastervlm-32"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(small_checkpoint):
+    return small_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +84,7 @@ def test_the_command_writes_a_table_a_picture_and_the_answers(whole, data):
     header, *table = ([cell.strip() for cell in line.split("|")[1:-1]] for line in (lines[0], *lines[2:]))
     assert header[1:5] == ["existence", "count", "grounding", "mean"]
     assert [row[0].replace(" ", "-") for row in table] == NAMES
-    stages = ["0: 576", "0: 96, 4: 32", "0: 48, 4: 16", "0: 64", "0: 32"]
+    stages = ["0: 144", "0: 96, 4: 32", "0: 48, 4: 16", "0: 64", "0: 32"]
     assert [row[header.index("tokens per layer")] for row in table] == stages
     assert [row["tokens"] for row in csv.DictReader((whole / "table.csv").open())] == ["", "64", "32", "64", "32"]
     with Image.open(whole / "accuracy.png") as image:
@@ -150,7 +157,7 @@ def test_batches_change_no_answer_and_encode_an_image_once(checkpoint, data, who
 
 
 def test_a_cell_that_the_method_cannot_be_in_says_so_and_the_others_run(checkpoint, data, tmp_path, capsys):
-    more = ["--methods", "pdrop,random", "--tokens", "160,16", "--limit", 4, "--max-new-tokens", 1]
+    more = ["--methods", "pdrop,random", "--tokens", "40,16", "--limit", 4, "--max-new-tokens", 1]
     main(flags(checkpoint, data, *more, "--output", tmp_path))
     header, _, *table = (
         [cell.strip() for cell in line.split("|")[1:-1]]
@@ -158,14 +165,14 @@ def test_a_cell_that_the_method_cannot_be_in_says_so_and_the_others_run(checkpoi
         if line.startswith("|")
     )
     told = {row[0]: row[header.index("tokens per layer")] for row in table}
-    assert list(told) == ["dense", "pdrop 160", "pdrop 16", "random 160", "random 16"]
-    assert told["pdrop 16"] == "not reachable (at least 144)"  # two of eight layers are dense
+    assert list(told) == ["dense", "pdrop 40", "pdrop 16", "random 40", "random 16"]
+    assert told["pdrop 16"] == "not reachable (at least 36)"  # two of eight layers are dense
     assert told["random 16"] == "0: 16"
     (line,) = (row for row in table if row[0] == "pdrop 16")
-    assert [cell for cell in line if cell] == ["pdrop 16", "not reachable (at least 144)", "0"]  # boxes that lack
+    assert [cell for cell in line if cell] == ["pdrop 16", "not reachable (at least 36)", "0"]  # boxes that lack
     rows = {(row["label"], row["tokens"]): row for row in csv.DictReader((tmp_path / "table.csv").open())}
     row = rows["pdrop", "16"]
-    assert (row["questions"], row["mean"], row["tokens per layer"]) == ("0", "", "not reachable (at least 144)")
+    assert (row["questions"], row["mean"], row["tokens per layer"]) == ("0", "", "not reachable (at least 36)")
     assert not (tmp_path / "pdrop-16.jsonl").exists()
 
 
@@ -211,7 +218,7 @@ def test_cells_of_any_kind_on_a_model_at_hand(checkpoint, data, tmp_path):
         Cell("a fifth", ReductionConfig("random", 0.2)),
     ]
     rows = compare(lambda: loaded, cells, questions, data / "images", tmp_path, "tiny", max_new_tokens=2)
-    assert [row.stages for row in rows] == [[(0, 96.0), (4, 32.0)], [(0, 576.0)], [(0, 115.0)]]
+    assert [row.stages for row in rows] == [[(0, 96.0), (4, 32.0)], [(0, 144.0)], [(0, 28.0)]]
     assert "| a fifth " in report(rows, questions, tmp_path)
     assert loaded[1].model.reduction is None
 
@@ -238,8 +245,8 @@ def error_of(monkeypatch, capsys, arguments) -> str:
     ("more", "message"),
     [
         (["--methods", "vscan,fast"], "fast at 64 tokens: method: expected one of vscan, vispruner, fastervlm, random"),
-        (["--methods", "random", "--tokens", "64,600"], "random at 600 tokens: .*expected at most the 576.*, got 600"),
-        (["--methods", "vscan", "--tokens", "400"], "vscan at 400 tokens: .*expected at most 576.*, got 600"),
+        (["--methods", "random", "--tokens", "64,600"], "random at 600 tokens: .*expected at most the 144.*, got 600"),
+        (["--methods", "vscan", "--tokens", "100"], "vscan at 100 tokens: .*expected at most 144.*, got 150"),
         (["--methods", "vscan", "--tokens", "63"], "vscan at 63 tokens: average: expected an even count"),
         (["--methods", "random", "--tokens", "0"], "random at 0 tokens: .*expected a count of at least 1, got 0"),
         (["--tokens", "64;32"], "--tokens: expected counts such as '192,128,64', got '64;32'"),

@@ -26,6 +26,8 @@ from vscan.models.towers import run_tower
 from vscan.select.scan import scan
 from vscan.tools import plot
 
+pytestmark = pytest.mark.usefixtures("weights_once")
+
 PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 
 
@@ -84,6 +86,12 @@ def loaded_either(request, loaded_next):
     return tokenizer, model, *rest
 
 
+@pytest.fixture(autouse=True)
+def short_answers(monkeypatch):
+    """The random models never end."""
+    monkeypatch.setattr(plot, "MAX_NEW_TOKENS", 4)
+
+
 @pytest.fixture
 def picture(tmp_path):
     tiny.draw(tmp_path / "shapes.png", seed=3)
@@ -122,18 +130,19 @@ def test_every_pixel_is_dimmed_or_as_it_was_or_in_the_frame_of_its_label(grid, s
     result = plot.overlay(image, grid, kept)
     lefts = [size[0] * column // grid[1] for column in range(grid[1] + 1)]
     tops = [size[1] * row // grid[0] for row in range(grid[0] + 1)]
+    before, after = image.load(), result.load()
     for token in range(grid[0] * grid[1]):
         row, column = divmod(token, grid[1])
         left, right, top, bottom = lefts[column], lefts[column + 1], tops[row], tops[row + 1]
         colours = [colour for colour, tokens in zip(plot.COLOURS, kept.values(), strict=True) if token in tokens]
         for x in range(left, right):
             for y in range(top, bottom):
-                pixel = image.getpixel((x, y))
+                pixel = before[x, y]
                 expected = tuple(value * 2 // 5 for value in pixel)
                 if colours:
                     in_frame = min(x - left, right - 1 - x, y - top, bottom - 1 - y) < frame
                     expected = colours[0] if in_frame else pixel
-                assert result.getpixel((x, y)) == expected, (token, x, y)
+                assert after[x, y] == expected, (token, x, y)
 
 
 def test_an_overlay_leaves_its_input_as_it_is():
@@ -224,7 +233,7 @@ def test_the_command_draws_what_a_run_of_its_own_keeps_in_both_formats(
         prompt = Preparation.of(model, tokenizer, processor, tmp_path, "vicuna_v1")(
             {"image": picture.name, "text": question}
         )
-        (answer,) = Answering(tokenizer, model, reduction, do_sample=False, max_new_tokens=64)([prompt])
+        (answer,) = Answering(tokenizer, model, reduction, do_sample=False, max_new_tokens=4)([prompt])
     assert texts == [f"Question: {question}", f"Answer: {answer.text}"]
     rows = run_tower(model.model.vision_tower.vision_tower, prompt.pixels, -2, Needs(rows=(5, -2))).rows
     local, best = (set(tokens[0].tolist()) for tokens in scan(rows[5], rows[-2], (24, 24), 96))

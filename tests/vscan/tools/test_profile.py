@@ -92,12 +92,12 @@ def test_what_is_timed_as_selection_gives_what_the_model_gives():
         torch.testing.assert_close(bench.text[0, 0], inner.language_model.embed_tokens.weight[1])
 
 
-@pytest.mark.parametrize("method", ["vispruner", "fastervlm", "random", "downsample"])
-def test_methods_without_a_stage_in_the_decoder_keep_the_average_in_every_layer(method):
-    _, rows = measured(method, (36,), {"important_ratio": 0.25} if method == "vispruner" else {}, rounds=2)
+@pytest.mark.parametrize(("method", "rounds"), [("vispruner", 2), ("fastervlm", 1), ("random", 1), ("downsample", 1)])
+def test_methods_without_a_stage_in_the_decoder_keep_the_average_in_every_layer(method, rounds):
+    _, rows = measured(method, (36,), {"important_ratio": 0.25} if method == "vispruner" else {}, rounds=rounds)
     assert rows[1].visual == rows[2].visual == [36] * 6
     assert rows[1].lengths == rows[2].lengths == [TEXT + 36] * 6
-    assert {len(row.seconds["prefill"]) for row in rows} == {2}
+    assert {len(row.seconds["prefill"]) for row in rows} == {rounds}
 
 
 def test_methods_of_the_decoder_keep_what_their_schedules_and_recycling_leave():
@@ -120,7 +120,7 @@ def test_methods_with_a_budget_for_all_crops_or_blocks_of_their_own(method):
 
 
 def test_the_model_is_dense_again_after_a_run():
-    bench, _ = measured()
+    bench, _ = measured(averages=(48,))
     with vscan.reduce(bench.model, visual_tokens=36, **SHALLOW):
         pass
 
