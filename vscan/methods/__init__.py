@@ -20,6 +20,8 @@ METHODS: dict = {
     "sparsevlm": "vscan.methods.sparsevlm:SparseVLM",
     "hired": "vscan.methods.hired:HiRED",
     "tome": "vscan.methods.tome:ToMe",
+    "divprune": "vscan.methods.divprune:DivPrune",
+    "scope": "vscan.methods.scope:SCOPE",
 }
 
 
