@@ -18,6 +18,8 @@ VARIANTS = {
     "vispruner": [{"important_ratio": 0.0}],
     "random": [{"seed": 3}],
     "scope": [{"alpha": 0.5}, {"combined": "add"}],
+    "visionzip": [{"contextual_share": 0.0}, {"contextual_share": 0.5}],
+    "prumerge": [{"plus": True}],
 }
 # Methods that reduce nothing after the vision encoder, and those that do it in the blocks of a tower.
 IN_THE_DECODER_ALONE = [name for name in vscan.METHODS if method_class(name).encode is Method.encode]

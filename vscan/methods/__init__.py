@@ -22,6 +22,8 @@ METHODS: dict = {
     "tome": "vscan.methods.tome:ToMe",
     "divprune": "vscan.methods.divprune:DivPrune",
     "scope": "vscan.methods.scope:SCOPE",
+    "visionzip": "vscan.methods.visionzip:VisionZip",
+    "prumerge": "vscan.methods.prumerge:PruMerge",
 }
 
 
