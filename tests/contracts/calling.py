@@ -9,6 +9,7 @@ from torch import Tensor
 import vscan
 from vscan.methods import method_class
 from vscan.methods.base import Method, Views
+from vscan.methods.question import Question
 
 WIDTH, HEADS = 8, 3  # of features; of the decoder's attention
 
@@ -66,10 +67,17 @@ def views_of(
     rows = {layer: torch.rand(num_views, num_tokens, generator=generator) for layer in method.needs.rows}
     keys = {layer: torch.randn(num_views, 1 + num_tokens, WIDTH, generator=generator) for layer in method.needs.keys}
     queries = {layer: torch.randn(num_views, WIDTH, generator=generator) for layer in method.needs.keys}
-    views = Views(
-        pixels, states[:, 1:], rows, grid, lambda features: features, states[:, 0], keys, queries, num_heads=2
-    )
+    given = (pixels, states[:, 1:], rows, grid, lambda features: features, states[:, 0], keys, queries)
+    views = Views(*given, num_heads=2, text=questions_of(method, num_views, generator))
     return changed(views, torch.ones_like) if alike else views
+
+
+def questions_of(method: Method, num_views: int, generator: torch.Generator) -> list[Question] | None:
+    """Questions of one, two, three, ... words beside the views of a method that reads text."""
+    if type(method).prepare is Method.prepare:
+        return None
+    words = [torch.randn(1 + view, WIDTH, generator=generator) for view in range(num_views)]
+    return [Question(rows.mean(dim=0, keepdim=True), [rows]) for rows in words]
 
 
 def changed(views: Views, function, project=None) -> Views:

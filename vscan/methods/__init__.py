@@ -24,6 +24,7 @@ METHODS: dict = {
     "scope": "vscan.methods.scope:SCOPE",
     "visionzip": "vscan.methods.visionzip:VisionZip",
     "prumerge": "vscan.methods.prumerge:PruMerge",
+    "cdpruner": "vscan.methods.cdpruner:CDPruner",
 }
 
 

@@ -26,11 +26,13 @@ from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from vscan.compat import CACHE, cache_of
 from vscan.methods import METHODS, method_class
 from vscan.methods.base import Entry, Kept, Needs, Stage, Views
+from vscan.methods.question import Question
 from vscan.models.towers import NOTHING, grid_of, run_tower
 
 GOLDEN = Path(__file__).resolve().parents[5] / "shared" / "golden"
 RIVALS = Path(os.environ.get("GOLDEN_RIVALS") or GOLDEN / "rivals")
 NUM_TOKENS, SPAN = 576, 12  # visual tokens of a picture, and the column of the first in the recorded prompts
+CLIP = GOLDEN / "rivals" / "cdpruner" / "clip_full"  # a whole one, with the tower of `llava15_vscan`
 NEXT, QWEN, QWEN_IMAGE = "llavanext_vscan", "qwen25vl_vscan", 500
 
 
@@ -364,3 +366,24 @@ def check_qwen(case: dict, recorded: dict[str, Tensor], method: str, num: int, *
     assert seen[0].tolist() == recorded["position_ids"].tolist()
     same(output.logits[0][0], recorded["prefill_logits_last"])
     assert output.sequences[0, -16:].tolist() == recorded["generated"].tolist()
+
+
+@contextmanager
+def recorded_questions(method: str, questions: list[Question]) -> Iterator[None]:
+    """While this lasts, a method reads these of every view, whatever the text: for what a bug made of it."""
+
+    class Read(method_class(method)):
+        def prepare(self, model, processor):
+            see = super().prepare(model, processor)([""])[0].see
+            return lambda texts: [question._replace(see=see) for question in questions]
+
+    with patch.dict(METHODS, {method: Read}):
+        yield
+
+
+def qwen_question(recorded: dict[str, Tensor], image: int) -> tuple[Question, Tensor]:
+    """A recorded text of Qwen2.5-VL as one pooled vector and its rows; and the merged tokens, [1, N, D]."""
+    rows = load_file(GOLDEN / QWEN / "checkpoint" / "model.safetensors")["model.embed_tokens.weight"]
+    words = rows[recorded["text_ids"][0].long()]
+    tokens = load_file(GOLDEN / QWEN / f"vision_img{image}.safetensors")["image_embeds"]
+    return Question(words.mean(dim=0, keepdim=True), [words]), tokens.unsqueeze(0)
