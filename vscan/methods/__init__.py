@@ -25,6 +25,7 @@ METHODS: dict = {
     "visionzip": "vscan.methods.visionzip:VisionZip",
     "prumerge": "vscan.methods.prumerge:PruMerge",
     "cdpruner": "vscan.methods.cdpruner:CDPruner",
+    "mmtok": "vscan.methods.mmtok:MMTok",
 }
 
 
