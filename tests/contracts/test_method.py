@@ -27,6 +27,7 @@ UNTIED = {
     "divprune": "no score: distances, which are all 0 there",
     "cdpruner": "no row: the question",
     "mmtok": "no row: the question",
+    "eadp": "no row: the question",
     "visionzip": "targets lie at even distances, and [CLS] takes a slot",
     "prumerge": "no row: an attention of its own; and a grid",
     "vispruner": "of two tokens that look alike its rounds drop the one that attention ranks higher, as published",

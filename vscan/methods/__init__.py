@@ -26,6 +26,7 @@ METHODS: dict = {
     "prumerge": "vscan.methods.prumerge:PruMerge",
     "cdpruner": "vscan.methods.cdpruner:CDPruner",
     "mmtok": "vscan.methods.mmtok:MMTok",
+    "eadp": "vscan.methods.eadp:EADP",
 }
 
 
