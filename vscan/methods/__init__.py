@@ -27,6 +27,7 @@ METHODS: dict = {
     "cdpruner": "vscan.methods.cdpruner:CDPruner",
     "mmtok": "vscan.methods.mmtok:MMTok",
     "eadp": "vscan.methods.eadp:EADP",
+    "dart": "vscan.methods.dart:DART",
 }
 
 

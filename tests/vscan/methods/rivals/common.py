@@ -152,12 +152,16 @@ def run(model, ids: Tensor, pixels: Tensor, sizes: list | None = None, num_new: 
         if index == 0:
             for steps in (found.inputs, found.cached, found.rotary):
                 steps.append([])
+            found.output.append(None)
         found.inputs[-1].append(args[0])
         found.cached[-1].append(int(kwargs[CACHE].get_seq_length(index)))
         found.rotary[-1].append(kwargs["position_embeddings"])
 
+    def before_norm(norm, args):
+        found.output[-1] = args[0]  # a method may have asked it before
+
     handles = [layer.register_forward_pre_hook(before_layer, with_kwargs=True) for layer in text.layers]
-    handles.append(text.norm.register_forward_pre_hook(lambda norm, args: found.output.append(args[0])))
+    handles.append(text.norm.register_forward_pre_hook(before_norm))
     options = {"max_new_tokens": num_new, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
     images = {"images": pixels} if sizes is None else {"images": [pixels], "image_sizes": sizes}
     try:
