@@ -12,14 +12,14 @@ from ..select.scan import top
 from .base import Kept, Method, Views
 from .question import Question, questions_of, reader, seen_by, without_instructions
 
-OFFSET = 1e-6  # of relevances, as published
+OFFSET = 1e-6  # of relevances, as published; scores that differ by less are all alike, but for rounding
 EXHAUSTED = 7e-6  # share of r_j^2: a token of which less is left lies in the span of what is chosen, but for rounding
 
 
 def scaled(scores: Tensor) -> Tensor:
     """r = (g - min + 1e-6) / (max - min) of every view, [V, N]; 1 where all are equal."""
     least, most = scores.aminmax(dim=-1, keepdim=True)
-    return torch.where(most > least, (scores - least + OFFSET) / (most - least), 1)
+    return torch.where(most - least > OFFSET, (scores - least + OFFSET) / (most - least), 1)
 
 
 @torch.no_grad()

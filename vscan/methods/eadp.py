@@ -12,7 +12,8 @@ from .base import Kept, Method, Needs, Views
 from .hired import select as share_out
 from .question import Question, questions_of, reader, seen_by, without_instructions
 
-SHARPNESS, SHARE, TEMPERATURE, OFFSET = 100, 0.2, 0.01 + 1e-6, 1e-6  # as published
+SHARPNESS, SHARE, TEMPERATURE = 100, 0.2, 0.01 + 1e-6  # as published
+OFFSET = 1e-6  # of scaled scores, as published; scores that differ by less are all alike, but for rounding
 
 
 def local(seen: Tensor, words: Tensor, sign: int) -> Tensor:
@@ -138,4 +139,5 @@ class EADP(Method):
             told.append(self.alpha * whole + (1 - self.alpha) * parts)
         told = torch.stack(told)
         least, most = (told.flatten() if together else told).aminmax(dim=-1, keepdim=True)
-        return smoothed((told - least + OFFSET) / (most - least + OFFSET), grid) ** beta
+        scaled = torch.where(most - least > OFFSET, (told - least + OFFSET) / (most - least + OFFSET), 1)
+        return smoothed(scaled, grid) ** beta
