@@ -281,6 +281,16 @@ def clip_parts(block: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module, nn.Mo
     return block.self_attn.v_proj, block.self_attn.out_proj, block.layer_norm2, block.mlp
 
 
+def clip_last_norm(tower: nn.Module) -> nn.Module:
+    """The norm that a CLIP tower applies to [CLS] behind its last block."""
+    return tower.post_layernorm
+
+
+def clip_words(clip: nn.Module, ids: Tensor) -> Tensor:
+    """A whole CLIP's embeddings of the tokens of a text, long [L], in the space shared with pictures: [L, C]."""
+    return clip.text_projection(clip.text_model(input_ids=ids.unsqueeze(0)).last_hidden_state[0])
+
+
 def vision_windows(tower: nn.Module, grid_thw: Tensor, keywords: dict) -> Tensor | None:
     """The order in which a Qwen2.5-VL tower's blocks see merged patches; it is told what was worked out for it.
 

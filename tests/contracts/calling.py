@@ -1,5 +1,6 @@
 """How the contract tests make a method, its views, and a call: the one place that knows what that looks like."""
 
+from dataclasses import fields, replace
 from typing import NamedTuple
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 import vscan
 from vscan.methods import method_class
 from vscan.methods.base import Method, Views
+from vscan.methods.question import Question
 
 WIDTH, HEADS = 8, 3  # of features; of the decoder's attention
 
@@ -16,6 +18,9 @@ VARIANTS = {
     "vscan": [{"merge": False}, {"capped": True}, {"window": 4, "global_share": 0.0}, {"global_share": 1.0}],
     "vispruner": [{"important_ratio": 0.0}],
     "random": [{"seed": 3}],
+    "scope": [{"alpha": 0.5}, {"combined": "add"}],
+    "visionzip": [{"contextual_share": 0.0}, {"contextual_share": 0.5}],
+    "prumerge": [{"plus": True}],
 }
 # Methods that reduce nothing after the vision encoder, and those that do it in the blocks of a tower.
 IN_THE_DECODER_ALONE = [name for name in vscan.METHODS if method_class(name).encode is Method.encode]
@@ -60,28 +65,56 @@ def views_of(
     pixels = torch.randn(num_views, 3, 4 * grid[0], 4 * grid[1], generator=generator)
     states = torch.randn(num_views, 1 + num_tokens, WIDTH, generator=generator)
     rows = {layer: torch.rand(num_views, num_tokens, generator=generator) for layer in method.needs.rows}
-    if alike:
-        pixels, states = torch.ones_like(pixels), torch.ones_like(states)
-        rows = {layer: torch.ones_like(row) for layer, row in rows.items()}
-    return Views(pixels, states[:, 1:], rows, grid, lambda features: features)
+    keys = {layer: torch.randn(num_views, 1 + num_tokens, WIDTH, generator=generator) for layer in method.needs.keys}
+    queries = {layer: torch.randn(num_views, WIDTH, generator=generator) for layer in method.needs.keys}
+    given = (pixels, states[:, 1:], rows, grid, lambda features: features, states[:, 0], keys, queries)
+    views = Views(*given, num_heads=2, text=questions_of(method, num_views, generator))
+    return changed(views, torch.ones_like) if alike else views
+
+
+def questions_of(method: Method, num_views: int, generator: torch.Generator) -> list[Question] | None:
+    """Questions of one, two, three, ... words beside the views of a method that reads text."""
+    if type(method).prepare is Method.prepare:
+        return None
+    words = [torch.randn(1 + view, WIDTH, generator=generator) for view in range(num_views)]
+    return [Question(rows.mean(dim=0, keepdim=True), [rows]) for rows in words]
 
 
 def changed(views: Views, function, project=None) -> Views:
     """The same views with every tensor put through a function, and perhaps with a projector."""
-    rows = {layer: function(row) for layer, row in views.rows.items()}
-    given = (function(views.pixels), function(views.features), rows, views.grid)
-    return Views(*given, project or views.project)
+
+    def through(value):
+        if isinstance(value, dict):
+            return {key: through(each) for key, each in value.items()}
+        return function(value) if isinstance(value, Tensor) else list(value) if isinstance(value, list) else value
+
+    found = {field.name: through(getattr(views, field.name)) for field in fields(views)}
+    return replace(views, **found | {"project": project or views.project})
 
 
 def picked(views: Views, indices: list[int]) -> Views:
     """Some of the views."""
-    return changed(views, lambda tensor: tensor[indices])
+    text = views.text and [views.text[index] for index in indices]
+    return replace(changed(views, lambda tensor: tensor[indices]), text=text)
+
+
+def put(views: Views, place: int, others: Views, index: int) -> None:
+    """Write one view of others over one of these."""
+
+    def write(value, other) -> None:
+        if isinstance(value, dict):
+            for key in value:
+                write(value[key], other[key])
+        elif isinstance(value, Tensor | list):
+            value[place] = other[index]
+
+    for field in fields(views):
+        write(getattr(views, field.name), getattr(others, field.name))
 
 
 def cast(views: Views, dtype: torch.dtype) -> Views:
-    """Pixels and features in another dtype; attention is always float32."""
-    given = (views.pixels.to(dtype), views.features.to(dtype), views.rows, views.grid)
-    return Views(*given, views.project)
+    """All but attention, which is always float32, in another dtype."""
+    return replace(changed(views, lambda tensor: tensor.to(dtype)), rows=views.rows)
 
 
 def call(method: Method, views: Views, num: int) -> Called:

@@ -26,6 +26,16 @@ HEIGHT_AND_WIDTH = {"wide": (40, 60), "tall": (64, 30)}  # in pixels
 TOKENS = {"wide": (5, 8), "tall": (9, 4)}  # where a picture has as many tokens as its size asks for
 
 
+class Words:
+    """The tokenizer of all these models: a token's word is its number, another word the number of its letters."""
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        return " ".join(map(str, ids))
+
+    def __call__(self, text: str, add_special_tokens: bool) -> dict:
+        return {"input_ids": [int(word) if word.isdecimal() else len(word) for word in text.split()]}
+
+
 @dataclass(frozen=True, eq=False)
 class Family:
     """One kind of model.

@@ -3,15 +3,16 @@
 import pytest
 import torch
 from contracts.calling import IN_THE_DECODER_ALONE
-from contracts.families import FAMILIES, NUM_LAYERS, ROWS
+from contracts.families import FAMILIES, NUM_LAYERS, ROWS, Words
 from helpers import close
 
 import vscan
 from vscan.checks.oracle import masked_logits, recorded
 from vscan.compat import cache_of
 from vscan.methods import method_class
+from vscan.methods.base import Method
 
-NUM_NEW = 4
+NUM_NEW, WORDS = 4, Words()
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
 HOOKS += ("_forward_hooks_always_called", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
 
@@ -165,6 +166,8 @@ def settings_of(family, name: str) -> dict:
     settings = {"method": name, **family.budgets, **family.fields(name)}
     if name in IN_THE_DECODER_ALONE:
         del settings["visual_tokens"]
+    if method_class(name).prepare is not Method.prepare:
+        settings["processor"] = WORDS
     return settings
 
 
@@ -198,12 +201,12 @@ def test_what_every_method_leaves_is_planned_beforehand_and_undone(family, metho
 
 def test_a_batch_equals_its_items_alone_and_the_masking_oracle_for_every_method(family, method):
     model, rows = family.model, ROWS["unequal"]
-    inputs = family.inputs(model, rows)
+    inputs, of_rows = family.inputs(model, rows), [family.inputs(model, [row]) for row in rows]
     with vscan.reduce(model, **method) as reduction, recorded(model) as records:
         logits = model(**inputs).logits[:, -1]
         kept = kept_of(reduction)
         for number, row in enumerate(rows):
-            close(logits[number], model(**family.inputs(model, [row])).logits[0, -1])
+            close(logits[number], model(**of_rows[number]).logits[0, -1])
             if any(isinstance(part, str) for part in row):
                 assert [stage[number] for stage in kept] == [stage[0] for stage in kept_of(reduction)]
     if method != settings_of(family, "sparsevlm"):  # what is recycled stands at no place of the dense prompt

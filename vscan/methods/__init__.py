@@ -20,6 +20,14 @@ METHODS: dict = {
     "sparsevlm": "vscan.methods.sparsevlm:SparseVLM",
     "hired": "vscan.methods.hired:HiRED",
     "tome": "vscan.methods.tome:ToMe",
+    "divprune": "vscan.methods.divprune:DivPrune",
+    "scope": "vscan.methods.scope:SCOPE",
+    "visionzip": "vscan.methods.visionzip:VisionZip",
+    "prumerge": "vscan.methods.prumerge:PruMerge",
+    "cdpruner": "vscan.methods.cdpruner:CDPruner",
+    "mmtok": "vscan.methods.mmtok:MMTok",
+    "eadp": "vscan.methods.eadp:EADP",
+    "dart": "vscan.methods.dart:DART",
 }
 
 
