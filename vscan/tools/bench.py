@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, DynamicCache, LlamaConfig, LlavaConfig
 
 from ..api import apply_config
-from ..compat import CACHE, causal_mask, clip_blocks, init_empty_weights, rotary_of
+from ..compat import CACHE, causal_mask, clip_blocks, init_empty_weights, projections, rotary_of
 from ..config import Budget, ReductionConfig, count
 from ..methods import make_method
 from ..methods.base import Layout, Method, Views
@@ -33,6 +33,7 @@ MODELS = {
     "llava-next-13b": (5, 40, _13B),
 }
 BEFORE, AFTER = 35, 28  # text tokens around the visual ones: 63 as in the paper's LLaVA-1.5 rows
+QUESTION = "What color is the dog in the image?"  # of methods that read one
 TIMES = ("vision tower", "selection+merging", "prefill", "decode per token")
 
 
@@ -119,6 +120,16 @@ def tokens_per_layer(method: Method, config: ReductionConfig, num_layers: int, e
     return visual
 
 
+def letters(text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+    """A tokenizer for weights that know no words: every word is the token numbered by its letters."""
+    return {"input_ids": [len(word) for word in text.split()]}
+
+
+def read(reduction, num_views: int) -> list | None:
+    """What a method reads beside every view; None where it reads nothing, or there is no reduction."""
+    return reduction and reduction.read and reduction.read([QUESTION]) * num_views
+
+
 class Bench:
     """A LLaVA (stock, or in the original format), a batch of equal prompts, and what each row does with them."""
 
@@ -148,7 +159,7 @@ class Bench:
     @contextmanager
     def reduced(self, row: Row):
         """The row's reduction in force, if it has one."""
-        reduction = row.config and apply_config(self.model, row.config)
+        reduction = row.config and apply_config(self.model, row.config, letters)
         try:
             yield reduction
         finally:
@@ -166,32 +177,43 @@ class Bench:
             side = isqrt(self.num_views - 1)
             seen = torch.ones(self.num_views, self.num_tokens, dtype=torch.bool)
             layouts = [Layout((side, side), seen)] * self.batch_size
-        pictures = [self.num_views] * self.batch_size
-        batches, _ = clip_views(reduction, self.clip, self.project, self.pixels, self.feature_layer, pictures, layouts)
+        pictures, texts = [self.num_views] * self.batch_size, read(reduction, len(self.pixels))
+        given = (reduction, self.clip, self.project, self.pixels, self.feature_layer, pictures, layouts, texts)
+        batches, _ = clip_views(*given)
         tokens, left, _ = zip(*(reduce_views(reduction.fitted, *batch) for batch in batches), strict=True)
         return torch.cat(tokens), torch.cat(left)
 
     def selection(self, reduction) -> Callable[[], Tensor | None]:
-        """What a reduction does beside tower and projector: [CLS] rows, selection, merging and the layout; of a method
-        with blocks of its own, or one that reads more than rows of single views, the tower as well."""
+        """What a reduction does beside tower and projector: [CLS] rows, keys, selection, merging and the layout; of a
+        method with blocks of its own, or one budget for several crops, the tower as well."""
         needs, fitted = reduction.method.needs, reduction.fitted
         if not fitted.reduces_views:
             return lambda: None
-        if type(reduction.method).block is not Method.block or needs.keys or needs.group == "image":
+        if type(reduction.method).block is not Method.block or (needs.group == "image" and self.num_views > 1):
             return lambda: self.encode(reduction)[0]
         blocks = clip_blocks(self.clip)
         states = self.clip(self.pixels, output_hidden_states=True).hidden_states
-        hidden, inputs = states[self.feature_layer], {layer: states[:-1][layer] for layer in needs.rows}
-        projected = self.project(hidden[:, 1:])
+        hidden = states[self.feature_layer]
+        inputs = {layer: states[:-1][layer] for layer in (*needs.rows, *needs.keys)}
+        projected, texts = self.project(hidden[:, 1:]), read(reduction, len(hidden))
 
         def select() -> Tensor:
+            keys, queries = {}, {}
+            for layer in needs.keys:
+                norm, to_query, to_key, _, _ = projections(blocks[layer])
+                normed = norm(inputs[layer])
+                keys[layer], queries[layer] = to_key(normed), to_query(normed[:, 0])
             views = Views(
                 pixels=self.pixels,
                 features=hidden[:, 1:],
-                rows={layer: cls_row(blocks[layer], states) for layer, states in inputs.items()},
+                rows={layer: cls_row(blocks[layer], inputs[layer]) for layer in needs.rows},
                 grid=self.grid,
                 project=lambda tokens: projected[:, : tokens.shape[1]],
                 cls=hidden[:, 0],
+                keys=keys,
+                queries=queries,
+                num_heads=self.clip.config.num_attention_heads,
+                text=texts,
             )
             return reduce_views(fitted, views, [1] * len(hidden))[0]
 

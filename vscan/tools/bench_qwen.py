@@ -18,7 +18,7 @@ from ..models.qwen2_5_vl import RankedAttention, ReducedTower
 from ..models.refusals import replace_method
 from ..plan import scheduled
 from ..prompt import VisualPrompt
-from .bench import AFTER, BEFORE, Bench, Row, random_model, tokens_per_layer
+from .bench import AFTER, BEFORE, Bench, Row, random_model, read, tokens_per_layer
 
 # The published checkpoints' decoders; their towers differ in the width of the output alone.
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
@@ -161,7 +161,8 @@ class QwenBench(Bench):
 
     def tower(self) -> Tensor:
         """The tower as it stands, reduced where a reduction is in force: [tokens, D]."""
-        output = self.visual_tower(self.pixels, self.grids)
+        texts = read(getattr(self.visual_tower, "reduction", None), int(self.grids[:, 0].sum()))
+        output = self.visual_tower(self.pixels, self.grids, **({"texts": texts} if texts else {}))
         self.kept = getattr(output, "kept", None)
         return output.pooler_output
 

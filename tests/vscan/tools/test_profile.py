@@ -119,6 +119,17 @@ def test_methods_with_a_budget_for_all_crops_or_blocks_of_their_own(method):
     assert rows[1].lengths == rows[2].lengths == [TEXT + 5 * 36] * 6
 
 
+@pytest.mark.parametrize("method", ["divprune", "scope", "visionzip", "prumerge", "cdpruner", "mmtok", "eadp"])
+def test_what_is_timed_of_a_selection_is_what_the_model_does(method):
+    """Keys, queries and a question are there too."""
+    bench, rows = measured(method, (36,), {})
+    with torch.inference_mode(), bench.reduced(rows[1]) as reduction:
+        selected, (whole, left) = bench.selection(reduction)(), bench.encode(reduction)
+    assert (selected != 0).any(dim=-1).equal(left)
+    assert left.sum() == 36
+    assert whole.shape == selected.shape
+
+
 def test_the_model_is_dense_again_after_a_run():
     bench, _ = measured(averages=(48,))
     with vscan.reduce(bench.model, visual_tokens=36, **SHALLOW):
