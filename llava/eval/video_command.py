@@ -18,12 +18,13 @@ from .command import Command
 
 TEMPLATE = "llava_v1"
 MAX_NEW_TOKENS = 1024
+BUDGETS = "Budgets are those of a frame, of which a clip has eight, with 256 tokens and [CLS] each."
 MOST_NAMES = 20  # of missing clips, in the line that says so
 
 
 def loader_parser(command: str) -> argparse.ArgumentParser:
     """The flags of LLaVA's loaders, and those of clips."""
-    parser = Parser(prog=f"python -m llava.eval.{command}", add_help=False)
+    parser = Parser(prog=f"python -m llava.eval.{command}", epilog=BUDGETS, add_help=False)
     add(parser, "--question-file", required=True, help="questions, a JSON list of video_name, question, question_id")
     add(parser, "--truth-file", default=None, help="right answers, a JSON list of question_id and answer")
     add(parser, "--video-folder", required=True, help="folder of the clips, each named as its video_name")
@@ -34,7 +35,7 @@ def loader_parser(command: str) -> argparse.ArgumentParser:
 
 def published_parser(command: str) -> argparse.ArgumentParser:
     """The flags of Video-LLaVA's command, and those of LLaVA's loaders beside them."""
-    parser = Parser(prog=f"python -m llava.eval.{command}", add_help=False)
+    parser = Parser(prog=f"python -m llava.eval.{command}", epilog=BUDGETS, add_help=False)
     questions_help = "questions, a JSON list of video_name, question, question_id"
     add(parser, "--gt_file_question", dest="question_file", required=True, help=questions_help)
     truth_help = "right answers, a JSON list of question_id and answer, in any order"

@@ -15,8 +15,12 @@ from tiny_video import TOKENS, draw_clip
 from two_processes import STARTS, run_two
 
 from llava.eval import model_vqa_loader, model_vqa_video, run_inference_video_qa, run_inference_video_qa_act
+from llava.model import convert
 from llava.video import ClipProcessor
 from playground.tiny import draw
+from vscan import apply
+from vscan.io.frames import ClipFolder
+from vscan.io.load import load
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -171,6 +175,43 @@ def test_the_first_ending_wins_and_activitynet_has_a_prefix(video_checkpoint, cl
     (clip_data / "videos" / "clip0.mp4").rename(clip_data / "videos" / "v_clip0.mp4")
     run_inference_video_qa_act.main(published(video_checkpoint, clip_data, *REDUCED))
     assert [row["pred"] for row in read(clip_data / "out" / "1_0.json")] == [row["text"] for row in whole[1]]
+
+
+def test_a_converted_checkpoint_is_asked_by_the_same_commands_in_its_own_pixels(
+    video_checkpoint, clip_data, tmp_path, monkeypatch
+):
+    folder = tmp_path / "tiny-video-llava-hf"
+    convert.main([str(video_checkpoint), str(folder), "--drop-temporal"])
+    seen, call = [], ClipProcessor.video
+    monkeypatch.setattr(ClipProcessor, "video", lambda self, frames: seen.append(self.stock) or call(self, frames))
+    model_vqa_video.main(loader(folder, clip_data, *REDUCED))
+    assert all(type(stock).__name__ == "CLIPImageProcessorPil" for stock in seen)
+    stats = read(clip_data / "a.jsonl.stats.jsonl")
+    assert [row["stages"] for row in stats] == [[[0, 200], [4, 72]]] * 6
+    run_inference_video_qa.main(published(folder, clip_data, *REDUCED, "--batch-size", "6"))
+    assert [row["pred"] for row in read(clip_data / "out" / "1_0.json")] == texts(clip_data / "a.jsonl")
+
+
+@pytest.mark.parametrize("original", [True, False])
+@pytest.mark.parametrize("reduced", [True, False])
+def test_questions_about_one_clip_encode_it_once(video_checkpoint, clip_data, tmp_path, original, reduced):
+    folder = video_checkpoint
+    if not original:
+        folder = tmp_path / "tiny-video-llava-hf"
+        convert.main([str(video_checkpoint), str(folder), "--drop-temporal"])
+    loaded = load(str(folder), device="cpu")
+    reduction = apply(loaded.model, visual_tokens=24, layers={4: 8}) if reduced else None
+    prepare = loaded.preparation(ClipFolder(str(clip_data / "videos")), "llava_v1", reduction)
+    answering = loaded.answering(reduction, do_sample=False, max_new_tokens=3)
+    asked = [("clip0", "what?"), ("clip1", "who is it?"), ("clip0", "where are they all?")]
+    prompts = [prepare({"video": name, "text": text}) for name, text in asked]
+    alone = [answering([prompt])[0] for prompt in prompts]
+    frames, tower = [], loaded.model.base_model.video_tower
+    norm = next(module for name, module in tower.named_modules() if name.endswith("layers.0.layer_norm1"))
+    hook = norm.register_forward_hook(lambda module, args, output: frames.append(len(output)))
+    assert answering(prompts) == alone
+    hook.remove()
+    assert frames == [16]  # of two clips
 
 
 def test_other_methods_averages_and_what_becomes_of_cls(video_checkpoint, clip_data):

@@ -51,6 +51,21 @@ def test_a_clip_is_seen_as_it_is_stored_and_its_frames_are_of_one_size(tmp_path,
         read_clip(file)
 
 
+def test_a_clip_of_a_variable_rate_is_read_by_its_frames_and_not_by_time(tmp_path):
+    """Greys of 0, 20, ...; the last but one is seen for most of the time."""
+    file = tmp_path / "v.mkv"
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 64, 64, "yuv420p", 4_000_000
+        for number in range(10):
+            frame = av.VideoFrame.from_image(Image.new("RGB", (64, 64), (20 * number,) * 3))
+            frame.pts = number + 40 * (number == 9)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    greys = [frame.getpixel((30, 30))[0] for frame in read_clip(file)]
+    assert greys == pytest.approx([20 * number for number in (0, 1, 2, 3, 5, 6, 7, 9)], abs=6)
+
+
 def test_the_cover_of_a_piece_of_music_is_no_clip(tmp_path):
     file = tmp_path / "cover.mp4"
     with av.open(str(file), "w") as container:

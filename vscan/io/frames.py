@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from PIL import Image
@@ -73,17 +74,18 @@ def _measure(container, file: str | Path) -> tuple[int, float]:
     # The cover of a piece of music is a picture, and no video.
     if not streams or Disposition.attached_pic in streams[0].disposition:
         raise ValueError(f"{file}: expected a video, got a file without moving pictures")
-    stream, number, num_whole, end = streams[0], 0, 0, 0.0
+    stream, number, num_whole, starts = streams[0], 0, 0, []
     for packet in container.demux(video=0):
         if packet.size:
             number += 1
             num_whole += not packet.is_corrupt
-        if packet.pts is not None:
-            end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            starts += [] if packet.pts is None else [float(packet.pts * packet.time_base)]
     rate = float(stream.average_rate or 0)
-    seconds = _seconds(stream.metadata.get("DURATION", ""))
     promised = max(stream.frames, number)
-    if num_whole < promised or (rate and seconds - end > 1.5 / rate):
+    seconds, starts = _seconds(stream.metadata.get("DURATION", "")), sorted(starts)
+    # The last frame is seen for as long as another one, at most.
+    longest = max((late - early for early, late in pairwise(starts)), default=seconds)
+    if num_whole < promised or (starts and seconds - starts[-1] > 1.5 * longest):
         promised = max(promised, round(seconds * rate))
         raise ValueError(f"{file}: expected a whole video, got {num_whole} of {promised} frames: was the file cut?")
     return number, rate

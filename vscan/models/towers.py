@@ -158,7 +158,7 @@ def clip_views(
         texts: of every view, where the method reads text.
     """
     method, num = reduction.fitted.method, reduction.fitted.num_kept
-    if not reduction.fitted.reduces_views:  # frames whose [CLS] alone is dropped
+    if num == grid_of(tower)[0] * grid_of(tower)[1]:  # frames whose [CLS] alone is dropped
         seen = run_tower(tower, pixel_values, feature_layer)
     elif type(method).block is not Method.block:  # what it makes of a view is its own
         seen = run_tower(tower, pixel_values, feature_layer, method.needs, method.block, num)
