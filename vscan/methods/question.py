@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPModel
 
-from ..checks.selftest_tower import clip_tower_of
+from ..checks.selftest_tower import clip_towers_of
 from ..compat import clip_last_norm, clip_words
 from ..select.attention import device_of
 
@@ -58,7 +58,8 @@ def reader(
     Raises:
         ValueError: where there is no such CLIP, or no tokenizer for the rows.
     """
-    tower = clip_tower_of(model)
+    towers = clip_towers_of(model)
+    tower = towers[0] if len(towers) == 1 else None  # Video-LLaVA's two are of no CLIP
     folder = clip or getattr(getattr(tower, "config", None), "_name_or_path", None) or ""
     if relevance != "embeddings" and tower is not None and is_whole_clip(folder):
         return clip_reader(folder, tower)
