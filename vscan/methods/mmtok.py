@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
 
-from ..checks.selftest_tower import clip_tower_of
+from ..checks.selftest_tower import clip_towers_of
 from ..select.cover import cover
 from .base import Kept, Method, Views
 from .question import Question, questions_of, token_rows, without_instructions
@@ -112,7 +112,7 @@ class MMTok(Method):
     padded: bool = False
 
     def prepare(self, model: nn.Module, processor: Any):
-        rows, has_clip = token_rows("mmtok", model, processor), clip_tower_of(model) is not None
+        rows, has_clip = token_rows("mmtok", model, processor), bool(clip_towers_of(model))
 
         def question(text: str) -> Question:
             text = text.strip() or NO_QUESTION
