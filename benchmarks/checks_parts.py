@@ -11,7 +11,7 @@ from torch import nn
 
 import vscan
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.model import llava_arch
+from llava.model import llava_arch, video_llava_arch
 from llava.model.builder import load_model
 from llava.model.language_model import llava_llama
 from vscan import decoder
@@ -27,7 +27,8 @@ from vscan.tools.timing import clock_of, spread, table
 TINY = Path(__file__).resolve().parents[1] / "playground" / "models" / "tiny-llava"
 WIDE, NUM_LAYERS = "llava-1.5-7b", 2
 STEPS = ("prefill", "decode per token")
-PLACES = (decoder, install, llava_arch, llava_llama)  # where checks are called by the names under which they came
+# Where checks are called by the names under which they came.
+PLACES = (decoder, install, llava_arch, video_llava_arch, llava_llama)
 CHECKS = [name for name in vars(guards) if name.startswith("check_")]
 # What takes the place of a check and gives something that can be gone on with; others give nothing.
 REPEATS = 100  # a check takes some microseconds

@@ -279,7 +279,7 @@ def shard(folder, missing):
         (
             lambda f: change_config(f, mm_vision_tower=None, model_type="mamba"),
             "expected a config with mm_vision_tower and one of the model types llava, llava_llama (original LLaVA), or "
-            "with vision_config and one of llava, llava_next (Hugging Face), got model_type 'mamba'",
+            "with vision_config and one of llava, llava_next, video_llava (Hugging Face), got model_type 'mamba'",
         ),
         (lambda f: (f / "model.safetensors").unlink(), "expected weights (one of model.safetensors, "),
         (
