@@ -261,17 +261,18 @@ def test_vispruner_gives_the_recorded_generation_at_its_fixed_resolution(
 SHAPES = [(672, 336), (336, 672), (672, 672), (1008, 336), (336, 1008), (336, 336), (2000, 90), (90, 2000), (37, 41)]
 
 
-# What packs crops is the same for every method: by default one goes through all shapes, the others through some.
+# What packs crops is the same for every method: by default one goes through every kind of shape, others through some.
 @pytest.mark.parametrize(
     ("method", "shapes"),
     [
         ("dense", SHAPES[:1]),
-        ("vscan", SHAPES),
+        ("vscan", [SHAPES[2], SHAPES[4], *SHAPES[6:]]),
         ("vispruner", SHAPES[:2]),
         pytest.param("dense", SHAPES, marks=pytest.mark.slow),
+        pytest.param("vscan", SHAPES, marks=pytest.mark.slow),
         pytest.param("vispruner", SHAPES, marks=pytest.mark.slow),
     ],
-    ids=["dense some", "vscan", "vispruner some", "dense", "vispruner"],
+    ids=["dense some", "vscan some", "vispruner some", "dense", "vscan", "vispruner"],
 )
 def test_both_formats_keep_the_same_tokens_and_say_the_same_at_every_shape(
     folder, original, method, shapes, monkeypatch
@@ -303,8 +304,8 @@ def test_both_formats_keep_the_same_tokens_and_say_the_same_at_every_shape(
         found.append(([(answer.text, answer.stats) for answer in answers], kept))
     assert found[0] == found[1]
     # A resolution of the list fills its tiles: 576 of the base crop, and a newline after every row of the tiles.
-    lengths = [stats["visual_tokens"] for _, stats in found[0][0]]
-    assert lengths[:5] == [576 + (w // 14) * (h // 14) + h // 14 for w, h in shapes[:5]]
+    for (w, h), (_, stats) in zip(shapes, found[0][0], strict=True):
+        assert (w, h) not in SHAPES[:5] or stats["visual_tokens"] == 576 + (w // 14) * (h // 14) + h // 14
 
 
 class Ids:
