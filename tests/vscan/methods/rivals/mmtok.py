@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vscan.methods.mmtok import coverage, keywords, padding, select
+from vscan.methods.mmtok import coverage, keywords, select
+from vscan.select.grid import padding
 
 from .common import check_kept, model_of, said, same
 
