@@ -24,6 +24,12 @@ def model():
         ("vispruner", {}),
         ("random", {}),
         ("downsample", {}),
+        ("divprune", {}),
+        ("scope", {}),
+        ("visionzip", {}),
+        ("prumerge", {}),
+        ("prumerge", {"plus": True}),
+        ("prumerge", {"plus": True, "adaptive": True}),
     ],
 )
 @pytest.mark.parametrize("num", [20, 100])

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from ..select.cover import cosines, cover
+from ..select.grid import smoothed
 from .base import Kept, Method, Needs, Views
 from .hired import select as share_out
 from .question import Question, questions_of, reader, seen_by, without_instructions
@@ -36,19 +37,6 @@ def local(seen: Tensor, words: Tensor, sign: int) -> Tensor:
     least, order = entropy.sort(stable=True)
     number = max(1, int(SHARE * len(words)))
     return (-least[:number] / TEMPERATURE).softmax(dim=0) @ cosine[order[:number]]
-
-
-def smoothed(weights: Tensor, grid: tuple[int, int]) -> Tensor:
-    """A Gaussian of 3 x 3 and sigma 1 over the grid, mirrored at its border: [V, N] -> [V, N]."""
-    kernel = torch.tensor([-0.5, 0.0, -0.5], device=weights.device).exp()
-    kernel = kernel / kernel.sum()
-    found = weights.unflatten(1, grid)
-    for dim, side in ((1, grid[0]), (2, grid[1])):
-        index = torch.arange(side, device=weights.device)
-        before, after = (index - 1).abs(), side - 1 - (side - 2 - index).abs()
-        parts = (found.index_select(dim, place.clamp(0, side - 1)) for place in (before, index, after))
-        found = sum(weight * part for weight, part in zip(kernel, parts, strict=True))
-    return found.flatten(1)
 
 
 def quotas(weights: Tensor, num: int) -> tuple[Tensor, Tensor]:

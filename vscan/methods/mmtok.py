@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..checks.selftest_tower import clip_towers_of
 from ..select.cover import cover
+from ..select.grid import padding
 from .base import Kept, Method, Views
 from .question import Question, questions_of, token_rows, without_instructions
 
@@ -19,7 +20,6 @@ STOP_WORDS = """
     which and or but so if then question answer to for with by from at into onto upon
 """
 NO_QUESTION = "What do you see in this image?"
-GREY = 0.02  # of normalised pixels: the mean colour that squares are padded with, but for its rounding
 
 
 def keywords(text: str) -> str:
@@ -50,23 +50,6 @@ def coverage(
     of_words = (padded @ unit.transpose(1, 2) / tau_text).softmax(dim=-1) * weights.unsqueeze(-1)
     of_tokens = (own @ own.transpose(1, 2) / tau_vision).softmax(dim=-1) * (alpha / tokens.shape[1])
     return torch.cat((of_words, of_tokens), dim=1).transpose(1, 2).contiguous()
-
-
-def padding(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Tokens that lie in the square padding of a picture: outer rows or columns of the grid that show nothing but the
-    mean colour. bool [V, N]; none where `pixels` are no pictures [V, 3, H, W].
-    """
-    height, width = grid
-    if pixels.ndim != 4 or pixels.shape[2] % height or pixels.shape[3] % width:
-        return torch.zeros(len(pixels), height * width, dtype=torch.bool, device=pixels.device)
-    blank = pixels.abs().amax(dim=1).unflatten(2, (width, -1)).unflatten(1, (height, -1)).amax(dim=(2, 4)) < GREY
-
-    def outer(lines: Tensor) -> Tensor:
-        """[V, n], those with no other line before them or behind them."""
-        lines = lines.int()
-        return (lines.cumprod(dim=1) + lines.flip(1).cumprod(dim=1).flip(1)) > 0
-
-    return (outer(blank.all(dim=2)).unsqueeze(2) | outer(blank.all(dim=1)).unsqueeze(1)).flatten(1)
 
 
 def select(nearness: Tensor, num: int, excluded: Tensor | None = None) -> Tensor:

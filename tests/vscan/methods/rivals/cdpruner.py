@@ -26,6 +26,7 @@ from .common import (
     model_of,
     qwen_question,
     recorded_questions,
+    said,
     same,
 )
 
@@ -35,7 +36,11 @@ BASE = "llava15_vscan"
 def cases(index: str, content: dict) -> dict[str, dict]:
     """By name; those of `rank_exhausted` lie in a folder of their own."""
     found = {
-        f"{'rank_' * (key == 'rank_exhausted')}{entry['name']}": {**entry, "list": key, "texts": content.get("texts")}
+        f"{'rank_' * (key == 'rank_exhausted')}{entry['name']}": {
+            **entry,
+            "list": key,
+            "texts": said(content, "cdpruner", "texts"),
+        }
         for key, entries in content.items()
         if isinstance(entries, list)
         for entry in entries

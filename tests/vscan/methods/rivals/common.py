@@ -4,6 +4,7 @@
 which the variable GOLDEN_RIVALS points at another folder of the same layout.
 """
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -370,6 +371,12 @@ def check_qwen(case: dict, recorded: dict[str, Tensor], method: str, num: int, *
     assert seen[0].tolist() == recorded["position_ids"].tolist()
     same(output.logits[0][0], recorded["prefill_logits_last"])
     assert output.sequences[0, -16:].tolist() == recorded["generated"].tolist()
+
+
+def said(content: dict, method: str, key: str) -> dict:
+    """What an index file says beside its cases, such as its texts; another folder's need not repeat it."""
+    first = json.loads((GOLDEN / "rivals" / method / "cases.json").read_text())
+    return {**first.get(key, {}), **content.get(key, {})}
 
 
 @contextmanager

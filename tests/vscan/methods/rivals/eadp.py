@@ -15,7 +15,7 @@ from vscan.methods.eadp import EADP
 from vscan.methods.question import Question, reader
 from vscan.select.cover import cosines, cover
 
-from .common import CLIP, check_kept, model_of, qwen_question, recorded_questions, same
+from .common import CLIP, check_kept, model_of, qwen_question, recorded_questions, said, same
 
 BASE = "llava15_vscan"
 GRIDS = [(13, 18), (15, 11)]  # of the pictures of Qwen2.5-VL, in tokens
@@ -23,7 +23,9 @@ GRIDS = [(13, 18), (15, 11)]  # of the pictures of Qwen2.5-VL, in tokens
 
 def cases(index: str, content: dict) -> dict[str, dict]:
     return {
-        case["name"]: {**case, "texts": content["texts"]} for key in ("cases", "qwen") for case in content.get(key, [])
+        case["name"]: {**case, "texts": said(content, "eadp", "texts")}
+        for key in ("cases", "qwen")
+        for case in content.get(key, [])
     }
 
 

@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vscan.methods.mmtok import coverage, keywords, padding, select
+from vscan.methods.mmtok import coverage, keywords, select
+from vscan.select.grid import padding
 
-from .common import check_kept, model_of, same
+from .common import check_kept, model_of, said, same
 
 SIDE, PATCH = 24, 14
 
@@ -27,7 +28,9 @@ class Vocabulary:
 
 def cases(index: str, content: dict) -> dict[str, dict]:
     """Cases by name, texts by number, sizes of padded pictures."""
-    found = {case["name"]: {**case, "vocabulary": content["vocabulary"]} for case in content["cases"]}
+    found = {
+        case["name"]: {**case, "vocabulary": said(content, "mmtok", "vocabulary")} for case in content.get("cases", [])
+    }
     found |= {f"keywords_{number}": case for number, case in enumerate(content.get("keywords", []))}
     sizes = content.get("padding_excluded", {}).items()
     return found | {f"padding_{size}": {"size": size, "excluded": excluded} for size, excluded in sizes}
