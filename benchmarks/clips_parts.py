@@ -64,7 +64,7 @@ class Loader:
 
     def answers(self, kind: str, size: int) -> Callable[[], None]:
         """What answers all clips, so many at a time, dense or reduced; only one kind at a time can be in force."""
-        reduction = None if kind == DENSE else apply_config(self.loaded.model, self.config)
+        reduction = None if kind == DENSE else apply_config(self.loaded.model, self.config, self.loaded.tokenizer)
         greedy = {"do_sample": False, "min_new_tokens": self.new_tokens, "max_new_tokens": self.new_tokens}
         answering = self.loaded.answering(reduction, **greedy, temperature=None, top_p=None)
 

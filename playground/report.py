@@ -76,7 +76,7 @@ def look(loaded: tuple, folder: Path, question: dict, row: Row, index: int) -> S
     picture = read_image(folder / question["image"]).resize((ENLARGED, ENLARGED), Image.NEAREST)
     kept = [picture]
     if row.cell.reduction is not None:
-        reduction = apply_config(model, row.cell.reduction)
+        reduction = apply_config(model, row.cell.reduction, tokenizer)
         try:
             prompt = Preparation.of(model, tokenizer, image_processor, str(folder), "vicuna_v1", reduction=reduction)(
                 question

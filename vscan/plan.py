@@ -110,12 +110,6 @@ class Fitted:
         """Tokens left of a view after the vision encoder; None where views vary in size."""
         return None if self.num_tokens is None else count(self.num_tokens, self.visual_tokens)
 
-    def num_kept_of(self, num_views: int) -> int:
-        """Tokens left of a picture of so many views."""
-        if self.group == "image" and num_views > 1:
-            return count(num_views * self.num_tokens, self.visual_tokens, num_views)
-        return num_views * self.num_kept
-
     @property
     def reduces_frames(self) -> bool:
         """Whether anything of a clip is dropped after the vision encoder."""

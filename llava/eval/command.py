@@ -130,7 +130,7 @@ class Command:
 
         args = self.args
         loaded = checkpoint.load(ranks.device(args.device), args.dtype, args.attn_implementation)
-        applied = None if self.reduction is None else apply_config(loaded.model, self.reduction)
+        applied = None if self.reduction is None else apply_config(loaded.model, self.reduction, loaded.tokenizer)
         answering = loaded.answering(applied, **generation(args))
         run(
             questions,

@@ -63,19 +63,26 @@ class LlavaMetaForCausalLM:
         Raises:
             ValueError: for features that are not finite.
         """
+        return self.encode_views(images, of_images, layouts, texts)[:2]
+
+    def encode_views(
+        self, images: Tensor, of_images: list[int] | None, layouts: list[Layout | None] | None, texts: list | None
+    ) -> tuple[Tensor, Tensor | None, list[int] | None]:
+        """As `encode_images`, and how many tokens are left of every picture; None where that depends on the picture."""
         tower, project, reduction = self.model.vision_tower, self.model.mm_projector, self.model.reduction
         images = images.to(self.dtype)
         if reduction is None or not reduction.fitted.reduces_views:
-            features, kept = project(tower(images)), None
+            features, kept, number = project(tower(images)), None, None
             finite = None if reduction is None else all_finite([features])
         else:
             counts = [1] * len(images) if of_images is None else of_images
             given = (reduction, tower.vision_tower, project, images, tower.select_layer, counts, layouts)
             batches, finite = clip_views(*given, texts)
-            reduced = [reduce_views(reduction.fitted, *batch)[:2] for batch in batches]
-            features, kept = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*reduced, strict=True))
+            features, kept, numbers = zip(*(reduce_views(reduction.fitted, *batch) for batch in batches), strict=True)
+            features, kept = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in (features, kept))
+            number = None if None in numbers else [each for of_batch in numbers for each in of_batch]
         check_finite(finite, features.dtype)
-        return features, kept
+        return features, kept, number
 
     @property
     def merge_type(self) -> str:
@@ -136,7 +143,7 @@ class LlavaMetaForCausalLM:
         layouts = None
         if fitted is not None and fitted.group == "image":
             layouts = [self.layout(number, size) for number, size in zip(views, sizes, strict=True)]
-        encoded, kept = self.encode_images(torch.cat(list(images)), views, layouts, texts)
+        encoded, kept, number = self.encode_views(torch.cat(list(images)), views, layouts, texts)
 
         def packed(crops: Tensor, newline: Tensor | None) -> list[Tensor]:
             pairs = zip(crops.split(views), sizes, strict=True)
@@ -148,18 +155,17 @@ class LlavaMetaForCausalLM:
             # Which are left goes the way of the features, as numbers; newlines stay.
             kept = [image[:, 0] > 0 for image in packed(kept.to(encoded.dtype).unsqueeze(-1), encoded.new_ones(1))]
             # How many tokens unpadding cuts away depends on the picture.
-            fixed = "unpad" not in self.merge_type
-            num_kept = [fitted.num_kept_of(number) for number in views] if fixed else None
+            num_kept = None if "unpad" in self.merge_type else number
         return EncodedImages(pooler_output=features, kept=kept, num_views=views, num_kept=num_kept)
 
     def embed_views(self, images: Tensor, texts: list | None) -> EncodedImages:
         """Encode images [V, 3, H, W] of one view each."""
-        encoded, kept = self.encode_images(images, texts=texts)
+        encoded, kept, number = self.encode_views(images, None, None, texts)
         return EncodedImages(
             pooler_output=list(encoded),
             kept=None if kept is None else list(kept),
             num_views=[1] * len(images),
-            num_kept=[encoded.shape[1] if kept is None else self.model.reduction.fitted.num_kept] * len(images),
+            num_kept=[encoded.shape[1]] * len(images) if kept is None else number,
         )
 
     def texts_of(self, prompts: list[list[int]] | None, images, views: list[int]) -> list | None:

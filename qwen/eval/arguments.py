@@ -19,6 +19,7 @@ HYPER_PARAMETERS = {
     "vscan": {"local_layer": "the first with full attention", "global_layer": -1, "window": 4, "capped": True},
     "vispruner": {"attention_layer": -1},
     "fastervlm": {"attention_layer": -1},
+    "scope": {"attention_layer": -1},
 }
 
 

@@ -192,8 +192,7 @@ class Qwen2_5_VL(ShellFamily):
         # The last block but one sees windows only, and cannot rank a whole image.
         return {
             "vscan": {"local_layer": local, "global_layer": -1, "window": 4, "capped": True},
-            "vispruner": {"attention_layer": -1},
-            "fastervlm": {"attention_layer": -1},
+            **{name: {"attention_layer": -1} for name in ("vispruner", "fastervlm", "scope")},
         }.get(method, {})
 
     def fit(self, config: ReductionConfig, method: Method) -> Fitted:

@@ -125,9 +125,9 @@ def compare(
         is_first = not setup
         if is_first:
             loaded = at_hand(*load()[:3])
-            setup.extend((loaded, _memory_for(loaded.model, cells)))
+            setup.extend((loaded, _memory_for(loaded, cells)))
         loaded, memory = setup
-        reduction = None if cell.reduction is None else apply_config(loaded.model, cell.reduction)
+        reduction = None if cell.reduction is None else apply_config(loaded.model, cell.reduction, loaded.tokenizer)
         try:
             print(f"{cell.name}: {len(todo)} of {len(questions)} questions to answer", file=sys.stderr)
             prepare = loaded.preparation(image_folder if of_clips else str(image_folder), conv_mode, reduction)
@@ -165,7 +165,7 @@ def compare(
     return evaluate(cells, questions, output, record, answer)
 
 
-def _memory_for(model, cells: Sequence[Cell]):
+def _memory_for(loaded, cells: Sequence[Cell]):
     """What the tower makes of pictures in all cells; ValueError for a reduction that does not fit the model."""
     from ..api import apply_config
     from ..models.towers import TowerMemory
@@ -173,7 +173,7 @@ def _memory_for(model, cells: Sequence[Cell]):
     layers = []
     for cell in cells:
         if cell.reduction is not None and cell.least is None:
-            tried = apply_config(model, cell.reduction)
+            tried = apply_config(loaded.model, cell.reduction, loaded.tokenizer)
             layers += tried.method.needs.rows
             tried.remove()
     return TowerMemory(tuple(layers))

@@ -149,7 +149,7 @@ def draw(loaded: tuple, config: ReductionConfig, image: Path, question: str) -> 
     from ..api import apply_config
 
     loaded = at_hand(*loaded[:3])
-    reduction = apply_config(loaded.model, config)
+    reduction = apply_config(loaded.model, config, loaded.tokenizer)
     try:
         observer = Observer(reduction.method)
         reduction.fitted = replace(reduction.fitted, method=observer.method)
