@@ -82,7 +82,7 @@ class VisionZip(Method):
         layer: vision layer whose keys and [CLS] row are read.
     """
 
-    contextual_share: Annotated[float, (0, 1)] = 5 / 32
+    contextual_share: Annotated[float, (0, 1)] = 0.15625
     layer: int = -2
 
     @property
