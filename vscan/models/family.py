@@ -145,15 +145,16 @@ class ViewFamily(ShellFamily):
             images = pooled(original(**{**call, "return_dict": True}))
             sizes = [len(image) for image in images]
             return EncodedImages(pooler_output=images, num_views=num_views, num_kept=sizes, finite=all_finite(images))
-        batches, finite = self.views(call, reduction)
-        if reduction.read is not None:
-            batches = self.with_texts(reduction, name, batches, call)
-        crops, left, num_kept = [], [], []
-        for views, of_images in batches:
-            tokens, kept, number = reduce_views(reduction.fitted, views, of_images)
-            crops += tokens.split(of_images)
-            left += kept.to(tokens.dtype).unsqueeze(-1).split(of_images)
-            num_kept += number or [None]
+        pixels = self.pixels[name]
+        (tokens, kept, finite), num_kept = encoded_by(
+            reduction,
+            lambda given: self.reduced(reduction, name, {**call, pixels: given}),
+            call[pixels],
+            self.parts,
+            tuple(num_views),
+            *(value for key, value in sorted(call.items()) if not isinstance(value, Tensor)),
+        )
+        crops, left = tokens.split(num_views), kept.to(tokens.dtype).unsqueeze(-1).split(num_views)
         ones = torch.ones(1, dtype=crops[0].dtype, device=crops[0].device)
         return EncodedImages(
             pooler_output=self.pack(crops, call),
@@ -163,6 +164,49 @@ class ViewFamily(ShellFamily):
             num_kept=num_kept if self.packs_all and None not in num_kept else None,
             finite=finite,
         )
+
+    @property
+    def parts(self) -> list[nn.Module]:
+        """What encodes pictures: the modules of the base model without the language model."""
+        return [part for part in self.base.children() if part is not self.base.language_model]
+
+    def reduced(self, reduction, name: str, call: dict) -> tuple[list[Tensor], list[int | None]]:
+        """Run the vision encoder, and let the method reduce what it gives: tensors only, but for texts.
+
+        Returns:
+            The views' tokens [V, N, D], which are left, bool [V, N], and whether all are finite, bool []; and how many
+            are left of each picture, with a None where that is not known.
+        """
+        batches, finite = self.views(call, reduction)
+        if reduction.read is not None:
+            batches = self.with_texts(reduction, name, batches, call)
+        found = [reduce_views(reduction.fitted, views, of_images) for views, of_images in batches]
+        tokens, left = (
+            torch.cat(parts) if len(parts) > 1 else parts[0] for parts in list(zip(*found, strict=True))[:2]
+        )
+        return [tokens, left, finite], [number for _, _, numbers in found for number in numbers or [None]]
+
+
+def encoded_by(reduction, function: Callable, pixels: Tensor, parts: list[nn.Module], num_views: tuple[int, ...], *key):
+    """What a function makes of pixels, by a recorded graph where the reduction asks for one and it can be recorded.
+
+    Args:
+        function, pixels, parts, key: as `vscan.capture.Capture.encode` takes them.
+        num_views: of each picture.
+    """
+    capture = reduction.capture
+    if capture is None:
+        return function(pixels)
+    if reduction.read is not None:
+        reason = "the method reads text"
+    elif reduction.tower_memory is not None:
+        reason = "what the tower gives is remembered"
+    elif reduction.fitted.group == "image" and max(num_views, default=1) > 1:
+        reason = "one budget is shared out among the crops of a picture"
+    else:
+        return capture.encode(function, pixels, parts, num_views, *key)
+    capture.not_encoded(reason)
+    return function(pixels)
 
 
 def reduce_views(fitted: Fitted, views: Views, of_images: list[int]) -> tuple[Tensor, Tensor, list[int] | None]:
