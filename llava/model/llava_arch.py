@@ -9,7 +9,7 @@ from vscan.checks.guards import check_finite
 from vscan.compat import unpad_image
 from vscan.methods.base import Layout
 from vscan.models.encoded import EncodedImages, all_finite
-from vscan.models.family import reduce_views
+from vscan.models.family import encoded_by, reduce_views
 from vscan.models.texts import behind_last, owners, texts_of
 from vscan.models.towers import clip_views, grid_of
 from vscan.prompt import VisualPrompt, placed
@@ -63,17 +63,24 @@ class LlavaMetaForCausalLM:
         """
         tower, project, reduction = self.model.vision_tower, self.model.mm_projector, self.model.reduction
         images = images.to(self.dtype)
-        if reduction is None or not reduction.fitted.reduces_views:
-            features, kept = project(tower(images)), None
-            finite = None if reduction is None else all_finite([features])
-        else:
-            counts = [1] * len(images) if of_images is None else of_images
-            given = (reduction, tower.vision_tower, project, images, tower.select_layer, counts, layouts)
+        if reduction is None:
+            return project(tower(images)), None
+        counts = [1] * len(images) if of_images is None else of_images
+
+        def encode(pixels: Tensor) -> tuple[list[Tensor], None]:
+            if not reduction.fitted.reduces_views:
+                features = project(tower(pixels))
+                return [features, all_finite([features])], None
+            given = (reduction, tower.vision_tower, project, pixels, tower.select_layer, counts, layouts)
             batches, finite = clip_views(*given, texts)
             reduced = [reduce_views(reduction.fitted, *batch)[:2] for batch in batches]
             features, kept = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*reduced, strict=True))
+            return [features, finite, kept], None
+
+        reason = layouts and "one budget is shared out among the crops of a picture"
+        (features, finite, *kept), _ = encoded_by(reduction, encode, images, [tower, project], tuple(counts), reason)
         check_finite(finite, features.dtype)
-        return features, kept
+        return features, kept[0] if kept else None
 
     @property
     def merge_type(self) -> str:

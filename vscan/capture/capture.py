@@ -57,7 +57,12 @@ class Capture:
     # ------------------------------------------------------------------------------------------------------ the regions
 
     def encode(
-        self, function: Callable[[Tensor], tuple[list[Tensor], Any]], pixels: Tensor, parts: list[nn.Module], *key
+        self,
+        function: Callable[[Tensor], tuple[list[Tensor], Any]],
+        pixels: Tensor,
+        parts: list[nn.Module],
+        key: Hashable,
+        reason: str | None = None,
     ) -> tuple[list[Tensor], Any]:
         """Encode pictures, by a recording where that can be.
 
@@ -66,15 +71,18 @@ class Capture:
             pixels: of any shape.
             parts: modules that run.
             key: what else the function depends on.
+            reason: why it cannot be recorded; None where nothing is known.
 
         Returns:
             What the function gives.
         """
         try:
+            if reason is not None:
+                raise Uncaptured(reason)
             with self._alone():
                 self._check_state(pixels.device)
                 self._check_identity("encoder", parts, True)
-                name = ("encode", tuple(pixels.shape), pixels.dtype, pixels.device, *key)
+                name = ("encode", tuple(pixels.shape), pixels.dtype, pixels.device, key)
                 region = self._find(name)
                 if region is None:
                     region = self._record(name, lambda: EncodeRegion(self.recorder, function, pixels))
@@ -82,13 +90,9 @@ class Capture:
                     region.replay(pixels)
                 encoding.set(region.failed and f"pictures are encoded eagerly: {region.failed}")
                 return region.results
-        except Uncaptured as reason:
-            self.not_encoded(str(reason))
+        except Uncaptured as uncaptured:
+            encoding.set(f"pictures are encoded eagerly: {uncaptured}")
             return function(pixels)
-
-    def not_encoded(self, reason: str) -> None:
-        """Pictures are encoded without a recording."""
-        encoding.set(f"pictures are encoded eagerly: {reason}")
 
     def run(self, decoder, visual_prompt: VisualPrompt | None, **kwargs):
         """What `Decoder.forward_x` does, by recordings where that can be; arguments and result are its own, but for the

@@ -1,4 +1,4 @@
-"""How a function of static buffers is recorded once and replayed: as a CUDA graph, or, on a CPU, by running it again."""
+"""How a function of static buffers is recorded once and replayed: a CUDA graph, or, on a CPU, the function itself."""
 
 from collections.abc import Callable
 from typing import Protocol

@@ -4,6 +4,7 @@ The code inside them is the tested one (`Family.encode`, `Decoder.forward_x`): w
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import Cache
 from ..cache import PromptState
 from ..checks.guards import generating
 from ..compat import CACHE, StaticLayer
+from ..select.remembered import holding
 from .buckets import Bucket, cache_numel, lengths_of
 from .recorder import NotRecorded, Recorder
 
@@ -30,13 +32,15 @@ class Region:
 
     def __init__(self, recorder: Recorder, function: Callable[[], Sequence[Tensor]]):
         self.function, self.outputs, self.failed = function, None, None
+        self.replay, self.held = None, []  # tables that a recording reads where they lay
         try:
             self.replay = recorder.record(self._run)
         except NotRecorded as reason:
             self.replay, self.failed = self._run, str(reason)
 
     def _run(self) -> None:
-        found = self.function()
+        with holding(self.held) if self.replay is None else nullcontext():
+            found = self.function()
         if self.outputs is None:
             with torch.inference_mode(False):
                 self.outputs = [torch.empty(part.shape, dtype=part.dtype, device=part.device) for part in found]

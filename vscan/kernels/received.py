@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..select.remembered import remembered
+
 
 @triton.jit
 def _load_rows(states, head, rows, end, stride_head, stride_row, width, WIDTH: tl.constexpr):
@@ -64,7 +66,8 @@ def _column_kernel(
     tl.store(received + head.to(tl.int64) * length + columns, total / (end - start), mask=columns < end)
 
 
-def blocks_of(lengths: list[int], size: int, device: torch.device) -> Tensor:
+@remembered(maxsize=16)
+def blocks_of(lengths: tuple[int, ...], size: int, device: torch.device) -> Tensor:
     """Cut segments into blocks of `size` tokens, the last of a segment shorter.
 
     Returns:
@@ -95,7 +98,7 @@ def received_by_kernel(query: Tensor, key: Tensor, lengths: list[int], scale: fl
     normalisers = torch.empty(num_heads, length, dtype=torch.float32, device=query.device)
     received = torch.empty_like(normalisers)
     with torch.cuda.device_of(query):  # Triton launches on the current device
-        blocks = blocks_of(lengths, own, query.device)
+        blocks = blocks_of(tuple(lengths), own, query.device)
         grid = (len(blocks), num_heads)
         strides = (*query.stride()[:2], *key.stride()[:2])
         numbers = (blocks, *strides, length, width, scale * 1.4426950408889634)  # exp(x) is 2^(x log2 e)

@@ -141,18 +141,31 @@ class ViewFamily(ShellFamily):
 
     def encode(self, reduction, name: str, original: Callable, call: dict) -> EncodedImages:
         num_views = self.num_views(call)
-        if not reduction.fitted.reduces_views:
-            images = pooled(original(**{**call, "return_dict": True}))
-            sizes = [len(image) for image in images]
-            return EncodedImages(pooler_output=images, num_views=num_views, num_kept=sizes, finite=all_finite(images))
         pixels = self.pixels[name]
+        told = tuple((key, value) for key, value in sorted(call.items()) if not isinstance(value, Tensor))
+        if not reduction.fitted.reduces_views:
+
+            def dense(given: Tensor) -> tuple[list[Tensor], None]:
+                images = pooled(original(**{**call, pixels: given, "return_dict": True}))
+                return [*images, all_finite(images)], None
+
+            reason = None if self.packs_all else "the model packs crops by the sizes of pictures"
+            (*images, finite), _ = encoded_by(
+                reduction, dense, call[pixels], self.parts, (tuple(num_views), told), reason
+            )
+            sizes = [len(image) for image in images]
+            return EncodedImages(pooler_output=images, num_views=num_views, num_kept=sizes, finite=finite)
+        if reduction.capture is not None:  # what the host reads, it reads once
+            call = {key: value.cpu() if key == "image_sizes" else value for key, value in call.items()}
+
+        def reduced(given: Tensor) -> tuple[list[Tensor], list[int | None]]:
+            return self.reduced(reduction, name, {**call, pixels: given})
+
+        reason = None
+        if reduction.fitted.group == "image" and max(num_views, default=1) > 1:
+            reason = "one budget is shared out among the crops of a picture"
         (tokens, kept, finite), num_kept = encoded_by(
-            reduction,
-            lambda given: self.reduced(reduction, name, {**call, pixels: given}),
-            call[pixels],
-            self.parts,
-            tuple(num_views),
-            *(value for key, value in sorted(call.items()) if not isinstance(value, Tensor)),
+            reduction, reduced, call[pixels], self.parts, (tuple(num_views), told), reason
         )
         crops, left = tokens.split(num_views), kept.to(tokens.dtype).unsqueeze(-1).split(num_views)
         ones = torch.ones(1, dtype=crops[0].dtype, device=crops[0].device)
@@ -187,26 +200,23 @@ class ViewFamily(ShellFamily):
         return [tokens, left, finite], [number for _, _, numbers in found for number in numbers or [None]]
 
 
-def encoded_by(reduction, function: Callable, pixels: Tensor, parts: list[nn.Module], num_views: tuple[int, ...], *key):
+def encoded_by(
+    reduction, function: Callable, pixels: Tensor, parts: list[nn.Module], key: tuple, reason: str | None = None
+) -> tuple[list[Tensor], Any]:
     """What a function makes of pixels, by a recorded graph where the reduction asks for one and it can be recorded.
 
     Args:
         function, pixels, parts, key: as `vscan.capture.Capture.encode` takes them.
-        num_views: of each picture.
+        reason: why it cannot; None where nothing is known.
     """
     capture = reduction.capture
     if capture is None:
         return function(pixels)
-    if reduction.read is not None:
-        reason = "the method reads text"
-    elif reduction.tower_memory is not None:
+    if reduction.tower_memory is not None:
         reason = "what the tower gives is remembered"
-    elif reduction.fitted.group == "image" and max(num_views, default=1) > 1:
-        reason = "one budget is shared out among the crops of a picture"
-    else:
-        return capture.encode(function, pixels, parts, num_views, *key)
-    capture.not_encoded(reason)
-    return function(pixels)
+    if reduction.read is not None and reduction.fitted.reduces_views:
+        reason = "the method reads text"
+    return capture.encode(function, pixels, parts, key, reason)
 
 
 def reduce_views(fitted: Fitted, views: Views, of_images: list[int]) -> tuple[Tensor, Tensor, list[int] | None]:
