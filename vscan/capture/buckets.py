@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..methods.base import Method
 from ..plan import Fitted, Plan
 from ..prompt import VisualPrompt
 
@@ -95,14 +96,17 @@ def bucket_of(prompt: VisualPrompt, left: Sequence[int], room: int, **embeddings
     )
 
 
-def check_bound(exact: Plan, bound: Plan) -> None:
-    """Check that every stage asks for as many tokens of a prompt as it does of its bucket.
+def check_bound(exact: Plan, bound: Plan, method: Method) -> None:
+    """Check that every stage keeps as many tokens of a prompt as it does of its bucket.
 
     Raises:
         Uncaptured: where that depends on the picture.
     """
+    if exact.stages[0].num_visual != bound.stages[0].num_visual and type(method).prune is not Method.prune:
+        raise Uncaptured("how many tokens a method with a pruning of its own is given depends on the picture")
     for of_prompt, of_bucket in zip(exact.stages[1:], bound.stages[1:], strict=True):
-        if of_prompt.num != of_bucket.num:
+        left = (of_prompt.num_visual, of_bucket.num_visual)
+        if of_prompt.num != of_bucket.num or (of_prompt.num is not None and left[0] != left[1]):
             raise Uncaptured(f"what layer {of_prompt.start} keeps depends on the picture")
 
 

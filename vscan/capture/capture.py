@@ -138,7 +138,7 @@ class Capture:
                 device=hidden.device,
             )
             bound = bucket.plan(self.reduction.fitted)
-            check_bound(exact, bound)
+            check_bound(exact, bound, self.reduction.fitted.method)
             regions, mask = self._find(bucket), padding_mask(kwargs.get("attention_mask"), hidden.shape[1])
             self._leave()
 

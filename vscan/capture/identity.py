@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from operator import is_
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -36,9 +35,8 @@ class Identity:
             for name in vars(module)[kind]
         ]
         self.flagged = [module for module in modules if not type(module).__module__.startswith(PLAIN)]
-        for hook in (hook for hooks in self.hooks for hook in hooks.values()):
-            if not getattr(hook, "__module__", "").startswith("transformers."):
-                raise Uncaptured("a hook watches a module of the model")
+        if self._num_watching():
+            raise Uncaptured("a hook watches a module of the model")
         if any("forward" in attributes for attributes in self.vars):
             raise Uncaptured("something replaced the forward of a module: the model is spread or offloaded")
         if any(attributes["training"] for attributes in self.vars):
@@ -51,11 +49,16 @@ class Identity:
         return (
             [tensor.data_ptr() for tensor in self.tensors],
             [tensor.dtype for tensor in self.tensors],
-            sum(map(len, self.hooks)),
+            self._num_watching(),
             sum("forward" in attributes for attributes in self.vars),
             sum(attributes["training"] for attributes in self.vars),
             [flags_of(module) for module in self.flagged],
         )
+
+    def _num_watching(self) -> int:
+        """Hooks, but for those of transformers, which do nothing where nobody asks for hidden states or attentions."""
+        found = (hook for hooks in self.hooks if hooks for hook in hooks.values())
+        return sum(not getattr(hook, "__module__", "").startswith("transformers.") for hook in found)
 
     def holds(self) -> bool:
         """Whether all of it is as it was."""
@@ -63,9 +66,7 @@ class Identity:
         return all(map(is_, there, self.there)) and self._seen() == self.seen
 
 
-def flags_of(module: nn.Module) -> dict[str, Any]:
-    """Plain values that a module holds, as text."""
-    plain = (bool, int, float, str, list, tuple, dict, set)
-    return {name: repr(value) for name, value in vars(module).items() if type(value) in plain and name[:1] != "_"} | {
-        name: repr(value) for name, value in vars(module).items() if type(value) in (bool, int, float, str, list)
-    }
+def flags_of(module: nn.Module) -> dict[str, str]:
+    """Plain values that a module holds, as text: of an adapter, whether it is merged, active, and how it is scaled."""
+    plain, own = (bool, int, float, str, list, tuple, dict, set), nn.Module().__dict__
+    return {name: repr(value) for name, value in vars(module).items() if type(value) in plain and name not in own}
