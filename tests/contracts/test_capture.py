@@ -1,4 +1,4 @@
-"""Prompts of one shape as recorded graphs, on every model: on a CPU the same functions run again on the same buffers."""
+"""Prompts of one shape as recorded graphs, on every model; on a CPU the same functions run again on their buffers."""
 
 import copy
 
@@ -403,7 +403,7 @@ Doubled.__module__ = "adapters"
 
 
 def replaced(model, layer):
-    layer.mlp.up_proj = Doubled(layer.mlp.up_proj)
+    layer.mlp.up_proj = Doubled(layer.mlp.up_proj).eval()
 
 
 def merged(model, layer):
@@ -503,7 +503,8 @@ def test_recorded_graphs_answer_as_the_eager_way_on_a_gpu(family, rows, dtype):
     """In bfloat16 other kernels may round otherwise where attention is masked: logits then, of the first token."""
     model = copy.deepcopy(family.model).to("cuda", dtype)
     inputs = {
-        name: part.cuda() if isinstance(part, Tensor) else part for name, part in family.inputs(model, rows).items()
+        name: part.cuda() if isinstance(part, Tensor) else part
+        for name, part in family.inputs(family.model, rows).items()
     }
     pixels = [name for name in inputs if name in ("pixel_values", "images")]
     for name in pixels:

@@ -79,7 +79,9 @@ def bucket_of(prompt: VisualPrompt, left: Sequence[int], room: int, **embeddings
     most, length = max(prompt.num_visual), prompt.visual.shape[1]
     text = max(valid - number for valid, number in zip(prompt.num_valid, prompt.num_visual, strict=True))
     text = rounded(max(text, length - most), TEXT)
+    beside = 0
     if prompt.num_kept is None:
+        beside = TOKENS  # what an item has less than the bound is made up by padding, as all that it has less
         left = [
             number if here == number else min(rounded(here, TOKENS), number - 1)
             for here, number in zip(left, prompt.num_visual, strict=True)
@@ -90,7 +92,7 @@ def bucket_of(prompt: VisualPrompt, left: Sequence[int], room: int, **embeddings
         num_kept=tuple(left),
         has_kept=prompt.kept is not None,
         text=text,
-        length=most + text,
+        length=most + text + beside,
         room=rounded(room, ANSWER),
         **embeddings,
     )

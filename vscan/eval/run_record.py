@@ -15,7 +15,7 @@ from ..config import ReductionConfig
 from ..methods import method_fields
 
 # Flags that change no answer, and those that the record has in other words.
-FREE = {"answers_file", "output_dir", "datasets", "num_workers", "on_error"}
+FREE = {"answers_file", "output_dir", "datasets", "num_workers", "on_error", "capture"}
 REDUCTION = {"method", "positions", "layer_list", "average", "preset", "given"}
 REDUCTION |= {"visual_token_num", "image_token_list", "image_token_ratio", "image_token_ratio_list"}
 PATHS = ("model_path", "question_file", "image_folder", "data_root", "image_root")

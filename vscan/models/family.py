@@ -142,7 +142,7 @@ class ViewFamily(ShellFamily):
     def encode(self, reduction, name: str, original: Callable, call: dict) -> EncodedImages:
         num_views = self.num_views(call)
         pixels = self.pixels[name]
-        told = tuple((key, value) for key, value in sorted(call.items()) if not isinstance(value, Tensor))
+        told = tuple((key, repr(value)) for key, value in sorted(call.items()) if not isinstance(value, Tensor))
         if not reduction.fitted.reduces_views:
 
             def dense(given: Tensor) -> tuple[list[Tensor], None]:
@@ -156,7 +156,8 @@ class ViewFamily(ShellFamily):
             sizes = [len(image) for image in images]
             return EncodedImages(pooler_output=images, num_views=num_views, num_kept=sizes, finite=finite)
         if reduction.capture is not None:  # what the host reads, it reads once
-            call = {key: value.cpu() if key == "image_sizes" else value for key, value in call.items()}
+            sizes = call.get("image_sizes")
+            call = {**call, "image_sizes": sizes.cpu() if isinstance(sizes, Tensor) else sizes}
 
         def reduced(given: Tensor) -> tuple[list[Tensor], list[int | None]]:
             return self.reduced(reduction, name, {**call, pixels: given})

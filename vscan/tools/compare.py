@@ -30,7 +30,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ..config import Budget, ReductionConfig
-from ..eval.arguments import Parser, add, budget, positive
+from ..eval.arguments import Parser, add, add_capture_argument, budget, positive
 from ..eval.questions import check_images, read_questions
 from ..eval.scoring import check_answers
 from ..io.load import Checkpoint, at_hand, checkpoint_of
@@ -83,6 +83,7 @@ def compare(
     max_new_tokens: int = MAX_NEW_TOKENS,
     batch_size: int = BATCH_SIZE,
     num_workers: int = 0,
+    capture: bool = False,
     **record,
 ) -> list[Row]:
     """Let a model answer questions in every cell, greedily. Of what `output` holds already nothing is done again.
@@ -99,6 +100,7 @@ def compare(
         conv_mode: conversation template, where the checkpoint has none itself.
         max_new_tokens, batch_size, num_workers: of an answer; prompts at a time, where questions about one image go
             together and encode it once; processes that prepare images.
+        capture: run reduced models as recorded graphs; the tower, which is remembered across cells, is none of it.
         **record: other plain values that must be the same for `output` to be continued.
 
     Returns:
@@ -120,7 +122,7 @@ def compare(
             loaded = at_hand(*load()[:3])
             setup.extend((loaded, _memory_for(loaded.model, cells)))
         loaded, memory = setup
-        reduction = None if cell.reduction is None else apply_config(loaded.model, cell.reduction)
+        reduction = None if cell.reduction is None else apply_config(loaded.model, cell.reduction, capture=capture)
         try:
             print(f"{cell.name}: {len(todo)} of {len(questions)} questions to answer", file=sys.stderr)
             prepare = loaded.preparation(str(image_folder), conv_mode, reduction)
@@ -232,6 +234,7 @@ def main(argv: list[str]) -> None:
     add(parser, "--batch-size", type=positive, default=BATCH_SIZE, help=batch_help)
     add(parser, "--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     add(parser, "--device", default=None, help="cuda, cuda:1, cpu; default: a GPU where there is one")
+    add_capture_argument(parser)
     args = parser.parse_args(argv)
 
     files = (args.question_file, args.image_folder)
@@ -257,6 +260,7 @@ def main(argv: list[str]) -> None:
             conv_mode=args.conv_mode,
             max_new_tokens=args.max_new_tokens,
             batch_size=args.batch_size,
+            capture=args.capture,
             model_path=str(Path(args.model_path).resolve()),
             weights=weights_of(args.model_path),
             dtype=args.dtype,
