@@ -464,6 +464,33 @@ def test_what_depends_on_the_picture_beyond_a_bound_runs_eagerly():
     assert (last.captured, last.eager) == (False, "what layer 1 keeps depends on the picture")
 
 
+def test_sampling_several_answers_of_a_prompt(family):
+    """The same numbers are drawn: sampling is outside of what is recorded."""
+    model, inputs = family.model, family.inputs(family.model, ROWS["one"])
+
+    def sampled():
+        torch.manual_seed(3)
+        return generate(model, inputs, do_sample=True, temperature=1.0, num_return_sequences=3)
+
+    with vscan.reduce(model, **family.settings):
+        expected = sampled()
+    with vscan.reduce(model, capture=True, **family.settings) as reduction:
+        for _ in range(2):
+            equal(sampled(), expected)
+            assert reduction.last.captured
+
+
+def test_an_answer_that_is_longer_than_a_bucket_has_room_is_another_bucket(family):
+    model, inputs = family.model, family.inputs(family.model, ROWS["one"])
+    with vscan.reduce(model, **family.settings):
+        expected = generate(model, inputs, max_new_tokens=70).sequences
+    with vscan.reduce(model, capture=True, **family.settings) as reduction:
+        for number in (70, 3, 70):
+            found = generate(model, inputs, max_new_tokens=number).sequences
+            assert torch.equal(found, expected[:, : expected.shape[1] - 70 + number])
+            assert reduction.last.captured
+
+
 def test_text_is_answered_as_ever(family):
     model, inputs = family.model, family.inputs(family.model, [[1, 4, 9, 6]])
     expected = generate(model, inputs)

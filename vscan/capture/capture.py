@@ -49,6 +49,7 @@ class Capture:
         self.refused: dict[Hashable, str] = {}
         self.identities: dict[str, Identity] = {}
         self.recorder: Recorder | None = None
+        self.device: torch.device | None = None
         self.lock = threading.RLock()
         self.owner: Generation | None = None  # the `generate` call whose prompt lies in the buffers
         self.handed_out: weakref.ref[CapturedCache] | None = None
@@ -80,8 +81,8 @@ class Capture:
             if reason is not None:
                 raise Uncaptured(reason)
             with self._alone():
-                self._check_state(pixels.device)
                 self._check_identity("encoder", parts, True)
+                self._check_state(pixels.device)
                 name = ("encode", tuple(pixels.shape), pixels.dtype, pixels.device, key)
                 region = self._find(name)
                 if region is None:
@@ -115,6 +116,7 @@ class Capture:
             self._drop(list(self.regions))
             self.identities.clear()
             self.refused.clear()
+            self.recorder = None
 
     def _prefill(self, decoder, prompt: VisualPrompt, kwargs: dict):
         call = generation.get()
@@ -123,8 +125,8 @@ class Capture:
         with self._alone():
             if self.owner is call:
                 raise Uncaptured("it is the second prompt of its generate call")
-            self._check_state(hidden.device)
             self._check_identity("decoder", [decoder], False)
+            self._check_state(hidden.device)
             exact = Plan.of(self.reduction.fitted, prompt)
             positions = kwargs.get("position_ids")
             positions = positions[-3:] if positions is not None and positions.ndim == 3 else positions
@@ -235,10 +237,14 @@ class Capture:
             raise Uncaptured("autocast is on")
         if torch.compiler.is_compiling():
             raise Uncaptured("it is being compiled")
+        if getattr(self.reduction.family.model, "is_quantized", False):
+            raise Uncaptured("its weights are quantized")
         if self.recorder is None:
-            self.recorder = self.recorder_for(device)
+            self.recorder, self.device = self.recorder_for(device), device
         if self.recorder is None:
             raise Uncaptured(f"nothing records on {device.type}")
+        if device != self.device:
+            raise Uncaptured(f"it lies on {device}, other parts on {self.device}")
 
     def _check_identity(self, name: str, roots: list[nn.Module], with_root_hooks: bool) -> None:
         """Let go what was recorded of a model that is another one by now."""

@@ -13,7 +13,8 @@ PLAIN = ("torch.", "transformers.", "vscan.", "llava.", "qwen.")
 
 
 class Identity:
-    """What a recording of some modules relies on. Asked of the host; a tenth of a millisecond for a thousand modules.
+    """What a recording of some modules relies on. Asked of the host once a prompt: half a millisecond for 32
+    decoder layers.
 
     Args:
         roots: modules; their own hooks count where `with_root_hooks`.
@@ -48,7 +49,6 @@ class Identity:
     def _seen(self) -> tuple:
         return (
             [tensor.data_ptr() for tensor in self.tensors],
-            [tensor.dtype for tensor in self.tensors],
             self._num_watching(),
             sum("forward" in attributes for attributes in self.vars),
             sum(attributes["training"] for attributes in self.vars),

@@ -70,6 +70,10 @@ class CudaRecorder:
         self.pool, self.last = torch.cuda.graph_pool_handle(), None
 
     def record(self, function: Callable[[], None]) -> Callable[[], None]:
+        with torch.cuda.device(self.device):
+            return self._record(function)
+
+    def _record(self, function: Callable[[], None]) -> Callable[[], None]:
         current = torch.cuda.current_stream(self.device)
         self.side.wait_stream(current)
         with torch.cuda.stream(self.side):
@@ -92,7 +96,8 @@ class CudaRecorder:
             if self.last is not None and self.last != stream:
                 stream.wait_stream(self.last)  # graphs share the pool: they never run beside each other
             self.last = stream
-            graph.replay()
+            with torch.cuda.device(self.device):
+                graph.replay()
 
         return replay
 
