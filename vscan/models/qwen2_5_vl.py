@@ -220,12 +220,13 @@ class Qwen2_5_VL(ShellFamily):
             if records and not fixed:
                 fixed.update(vision_places(tower, call[grid], given.device))
             output = original(**{**call, **fixed, pixels: given, "return_dict": True})
+            images = pooled(output)
             if not hasattr(output, "kept"):
                 raise RuntimeError(
                     f"the reduced {type(tower).__name__} was not entered: something replaced its forward, and "
                     "nothing would be reduced in it"
                 )
-            return [*pooled(output), output.finite, *([] if output.kept is None else [output.kept])], None
+            return [*images, output.finite, *([] if output.kept is None else [output.kept])], None
 
         key = (name, tuple(map(tuple, call[grid].tolist()))) if records else ()
         reason = None if reads else f"{attention_implementation(tower)} attention in the vision tower"
