@@ -8,6 +8,7 @@ from contracts.families import FAMILIES, NUM_LAYERS, ROWS
 from contracts.test_family import anatomy, answers, generate, kept_of, logits_of, settings_of
 from helpers import close
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import vscan
 from vscan.capture.capture import Capture
@@ -186,6 +187,50 @@ def test_three_prompts_of_a_bucket_are_one_recording_and_two_replays_on_the_same
     names = {name for of_region in places[0] for name in of_region}
     assert names >= {"pixels", "hidden", "token", "prefill 0", "step 0", "out 0"}
     assert names >= {f"{part} {layer}" for part in ("keys", "values", "length") for layer in range(NUM_LAYERS)}
+
+
+class Watched(TorchDispatchMode):
+    """Notes what a recording on a GPU must not do: read a number, ask how many there are, bring one from the host."""
+
+    FORBIDDEN = ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "lift_fresh", "equal", "unique")
+
+    def __init__(self, seen: list):
+        super().__init__()
+        self.seen = seen
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        name = operator.overloadpacket.__name__
+        if name.startswith(self.FORBIDDEN):
+            self.seen.append(name)
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", [*vscan.METHODS, "sparsevlm 2.0"])
+def test_nothing_is_read_or_brought_from_the_host_by_any_method(family, name):
+    """In what is recorded, which runs after the first time; that makes the tables that others read."""
+    name, _, release = name.partition(" ")
+    if method_class(name)().needs.cls and not family.has_cls:
+        pytest.skip("refused on this model")
+    settings = settings_of(family, name) | ({"release": release} if release else {})
+    model, inputs, seen = family.model, family.inputs(family.model, ROWS["unequal"]), []
+
+    class Recording(EagerRecorder):
+        def record(self, function):
+            function()
+
+            def replay():
+                with Watched(seen):
+                    function()
+
+            replay()
+            return replay
+
+    with vscan.reduce(model, capture=True, **settings) as reduction:
+        reduction.capture = Capture(reduction, 2**30, lambda device: Recording())
+        for _ in range(2):
+            generate(model, inputs)
+        assert reduction.last.captured
+    assert seen == []
 
 
 def test_the_regions_run_where_nothing_can_be_read():
