@@ -8,6 +8,7 @@ CPU the same functions run again on the same buffers. What fits no bucket runs e
     buckets.py    on the host: the bucket of a prompt, its padding, its bytes
     asked.py      on the host: what stands in the way of recording, and how long an answer may get
     recorder.py   how a function is recorded and replayed: a CUDA graph, or the function itself
+    layers.py     the static cache of a bucket
     regions.py    the static buffers of a bucket and the functions between them
     identity.py   whether a model is still the one that was recorded
     captured.py   the cache that a captured prompt hands out

@@ -14,19 +14,17 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from ..cache import Cached
 from ..checks.guards import Generation, generation
-from ..compat import CACHE, attention_implementation, cache_size
+from ..compat import CACHE, cache_size
 from ..masks import padding_mask
 from ..plan import Plan
 from ..prompt import VisualPrompt
-from .asked import check_asked
+from .asked import KNOWN, check_call
 from .buckets import Uncaptured, bucket_of, check_bound
 from .captured import CapturedCache
 from .identity import Identity
+from .layers import bytes_of
 from .recorder import Recorder, recorder_for
-from .regions import EncodeRegion, PromptRegions, bytes_of
-
-KNOWN = {"attention_mask", "position_ids", "inputs_embeds", "input_ids", "use_cache", "return_dict", CACHE}
-IMPLEMENTATIONS = ("sdpa", "eager")  # of attention: others read masks on the host
+from .regions import EncodeRegion, PromptRegions
 
 # Why the pictures of the prompt under way were not encoded by a recording; None where they were.
 encoding: ContextVar[str | None] = ContextVar("encoding", default=None)
@@ -121,7 +119,7 @@ class Capture:
     def _prefill(self, decoder, prompt: VisualPrompt, kwargs: dict):
         call = generation.get()
         hidden = kwargs.get("inputs_embeds")
-        room = self._check_call(decoder, call, hidden, kwargs)
+        room = check_call(self.reduction.family.model, decoder, call, kwargs)
         with self._alone():
             if self.owner is call:
                 raise Uncaptured("it is the second prompt of its generate call")
@@ -208,27 +206,6 @@ class Capture:
         return BaseModelOutputWithPast(last_hidden_state=last, **{CACHE: cache})
 
     # ------------------------------------------------------------------------------------------- what is checked before
-
-    def _check_call(self, decoder, call: Generation | None, hidden: Tensor | None, kwargs: dict) -> int:
-        """The most tokens of the answer; Uncaptured for a call that no recording serves."""
-        if call is None or call.keywords is None:
-            raise Uncaptured("it ran outside generate")
-        ids, mask, model = call.input_ids, kwargs.get("attention_mask"), self.reduction.family.model
-        room = check_asked(model, call.keywords, None if ids is None else ids.shape[1])
-        if hidden is None or kwargs.get(CACHE) is None or kwargs.get("use_cache") is False:
-            raise Uncaptured("it ran without embeddings, or without a cache")
-        if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
-            raise Uncaptured("its attention mask is not [items, columns]")
-        if ids is not None and ids.shape[1] != hidden.shape[1]:
-            raise Uncaptured("another prompt than that of the generate call ran")
-        others = sorted(name for name in kwargs.keys() - KNOWN if kwargs[name] not in (None, False))
-        if others or kwargs.get("return_dict") is False:
-            raise Uncaptured(f"the decoder is told {', '.join(others) or 'return_dict=False'}")
-        if hidden.shape[1] + room > decoder.config.max_position_embeddings:
-            raise Uncaptured("prompt and answer are longer than the model's context")
-        if attention_implementation(decoder) not in IMPLEMENTATIONS:
-            raise Uncaptured(f"{attention_implementation(decoder)} attention")
-        return room
 
     def _check_state(self, device: torch.device) -> None:
         if torch.is_grad_enabled():

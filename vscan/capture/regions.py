@@ -14,9 +14,10 @@ from transformers import Cache
 
 from ..cache import PromptState
 from ..checks.guards import generating
-from ..compat import CACHE, StaticLayer
+from ..compat import CACHE
 from ..select.remembered import holding
-from .buckets import Bucket, cache_numel, lengths_of
+from .buckets import Bucket, lengths_of
+from .layers import CacheBuffers
 from .recorder import NotRecorded, Recorder
 
 
@@ -97,37 +98,6 @@ class EncodeRegion:
         return {"pixels": self.pixels, **{f"out {i}": part for i, part in enumerate(self.region.outputs)}}
 
 
-class BucketLayer(StaticLayer):
-    """A layer of a bucket's cache.
-
-    Modifications:
-    - its keys and values are parts of one buffer that all layers share;
-    - a prompt attends to itself alone, not to the room for the answer, and nothing is read to know that it comes first.
-    """
-
-    def __init__(self, keys: Tensor, values: Tensor, length: Tensor):
-        super().__init__(max_cache_len=keys.shape[2])
-        self.keys, self.values, self.cumulative_length = keys, values, length
-        self.device, self.dtype, self.is_initialized, self.is_fresh = keys.device, keys.dtype, True, True
-        self.batch_size, self.num_heads, _, self.k_head_dim = keys.shape
-        self.v_head_dim = self.k_head_dim
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        if not self.is_fresh:
-            return super().update(key_states, value_states, *args, **kwargs)
-        self.is_fresh, length = False, key_states.shape[2]
-        self.keys[:, :, :length].copy_(key_states)
-        self.values[:, :, :length].copy_(value_states)
-        self.cumulative_length.fill_(length)
-        return key_states, value_states
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return (query_length, 0) if self.is_fresh else super().get_mask_sizes(query_length)
-
-    def get_seq_length(self):
-        return 0 if self.is_fresh else self.cumulative_length
-
-
 class PromptRegions:
     """The prefill and the step of a bucket, on one set of buffers.
 
@@ -157,18 +127,9 @@ class PromptRegions:
             self.answer = zeros(
                 batch, length + bucket.room
             )  # as an attention mask; only what follows the prompt counts
-            heads, head_dim = heads_of(decoder.config)
-            lengths = lengths_of(self.bound, bucket.room)
-            self.states = zeros(cache_numel(lengths, batch, heads, head_dim), dtype=bucket.dtype)
-            self.counts = zeros(len(lengths), dtype=torch.long)
             self.starts = torch.tensor(self.prompt_lengths, device=bucket.device)
-        layers, taken = [], 0
-        for index, columns in enumerate(lengths):
-            size = batch * heads * columns * head_dim
-            parts = (self.states[at : at + size].view(batch, heads, columns, head_dim) for at in (taken, taken + size))
-            layers.append(BucketLayer(*parts, self.counts[index]))
-            taken += 2 * size
-        self.cache = Cache(layers=layers)
+            self.layers = CacheBuffers(decoder.config, bucket, lengths_of(self.bound, bucket.room))
+        self.cache = Cache(layers=self.layers.layers)
         self.prefill: Region | None = None
         self.step: Region | None = None
         self.state: PromptState | None = None  # of the bucket: host numbers are bounds, tensors are static
@@ -216,10 +177,7 @@ class PromptRegions:
         return self.step.outputs[0]
 
     def _prefill(self) -> list[Tensor]:
-        self.states.zero_()
-        self.counts.zero_()
-        for layer in self.cache.layers:
-            layer.is_fresh = True
+        self.layers.reset()
         with generating(None):
             output = self.decoder.forward_x(
                 inputs_embeds=self.hidden,
@@ -234,7 +192,7 @@ class PromptRegions:
         return [output.last_hidden_state[:, -1:], torch.cat(longs), torch.cat(flags)]
 
     def _step(self) -> list[Tensor]:
-        torch.add(self.starts, self.number, out=self.counts)
+        torch.add(self.starts, self.number, out=self.layers.counts)
         with generating(None):
             output = self.decoder.forward_x(
                 inputs_embeds=self.token,
@@ -272,7 +230,8 @@ class PromptRegions:
     def buffers(self) -> dict[str, Tensor]:
         """All static buffers by name: inputs, outputs, and every layer's cache."""
         names = ("hidden", "visual", "kept", "mask", "positions", "padding", "token", "position", "number", "answer")
-        found = {name: getattr(self, name) for name in (*names, "states", "counts", "starts")}
+        found = {name: getattr(self, name) for name in (*names, "starts")}
+        found |= {"states": self.layers.states, "counts": self.layers.counts}
         for name, region in (("prefill", self.prefill), ("step", self.step)):
             found |= {f"{name} {i}": part for i, part in enumerate(region.outputs if region else ())}
         for index, layer in enumerate(self.cache.layers):
@@ -314,16 +273,3 @@ def tensors_of(state: PromptState, padding: Tensor) -> tuple[list[Tensor], list[
         longs += [segment.columns - padding, segment.positions, segment.removed]
         flags += [segment.valid, segment.visual]
     return [part.flatten() for part in longs], [part.flatten() for part in flags]
-
-
-def heads_of(config) -> tuple[int, int]:
-    """Heads of keys and values, and numbers of each."""
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return config.num_key_value_heads, head_dim
-
-
-def bytes_of(bucket: Bucket, bound, config) -> int:
-    """Bytes of a bucket's buffers, before they are made: the cache and the prompt's embeddings; the rest is small."""
-    heads, head_dim = heads_of(config)
-    numbers = cache_numel(lengths_of(bound, bucket.room), bucket.batch, heads, head_dim)
-    return (numbers + bucket.batch * bucket.length * bucket.width) * bucket.dtype.itemsize
