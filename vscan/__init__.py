@@ -7,9 +7,10 @@
 Rooms: `api` (what a user says: reduce, apply), `config` and `stats`; `plan` (what is known before a prompt runs),
 `decoder` (the loop whose prompt gets shorter), `prompt`, `masks` and `cache` (what is known of that prompt, and the KV
 cache that it hangs on); `select` (which tokens stay and where the others go: tensors in, tensors out), `methods` (one
-file a method), `models` (one file a model); `io` (checkpoints, pictures, ranks), `eval` (question files in, answers
-out), `tools` (compare, plot, profile, selfcheck). `compat` holds every name that transformers does not promise to keep;
-`checks` looks whether it does what is relied on.
+file a method), `models` (one file a model); `capture` (prompts of one shape as CUDA
+graphs); `io` (checkpoints, pictures, ranks), `eval` (question files in, answers out), `tools` (compare, plot, profile,
+selfcheck). `compat` holds every name that transformers does not promise to keep; `checks` looks whether it does what is
+relied on.
 
 Names resolve on first use, so that `vscan.config`, `vscan.flops` and `vscan.eval` work before torch is imported.
 """

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .cache import Force, PromptState
+from .capture import Capture
 from .compat import check
 from .config import Budget, ReductionConfig
 from .methods import make_method
@@ -24,12 +25,20 @@ class Reduction:
         processor: of the model, for methods that read text.
         text: what these read, one a prompt, which may be set anew before every call; None: what follows the prompt's
             last picture.
+        capture_bytes: the most that recorded graphs may take; None records none.
 
     Raises:
         ValueError: for a budget, a layer, a hyper-parameter or a model that does not fit.
     """
 
-    def __init__(self, model: nn.Module, config: ReductionConfig, processor=None, text: list[str] | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        config: ReductionConfig,
+        processor=None,
+        text: list[str] | None = None,
+        capture_bytes: int | None = None,
+    ):
         self.family = family_of(model)
         of_checkpoint = (getattr(model.config, "reduction", None) or {}).get(config.method) or {}
         fields = {**self.family.defaults(config.method), **of_checkpoint, **config.fields}
@@ -40,6 +49,7 @@ class Reduction:
         self.tower_memory: TowerMemory | None = None
         self.last: PromptState | None = None
         self.force = Force()
+        self.capture = None if capture_bytes is None else Capture(self, capture_bytes)
         self._undo: Callable[[], None] | None = None
 
     def install(self) -> None:
@@ -81,6 +91,8 @@ class Reduction:
         undo, self._undo = self._undo, None
         if undo is not None:
             undo()
+            if self.capture is not None:
+                self.capture.clear()
             self.force.ended = "whose reduction was removed"
 
     def _last(self) -> PromptState:
@@ -101,21 +113,34 @@ def apply(
     frame_cls: str | None = None,
     processor: Any = None,
     text: list[str] | None = None,
+    capture: bool = False,
+    capture_bytes: int = 2**30,
     **fields: Any,
 ) -> Reduction:
     """Reduce the visual tokens of a model until the returned handle's `remove()` is called; arguments and errors are
     those of `reduce`."""
     config = ReductionConfig(method, visual_tokens, layers or (), positions, fields, average, preset, group, frame_cls)
-    return apply_config(model, config, processor, text)
+    return apply_config(model, config, processor, text, capture, capture_bytes)
 
 
-def apply_config(model: nn.Module, config: ReductionConfig, processor=None, text=None) -> Reduction:
+def apply_config(
+    model: nn.Module, config: ReductionConfig, processor=None, text=None, capture=False, capture_bytes=2**30
+) -> Reduction:
     """`apply` for a configuration that is at hand."""
     model = unwrapped(model)
-    reduction = Reduction(model, config, processor, text)
+    reduction = Reduction(model, config, processor, text, check_capture(capture, capture_bytes))
     check(model)
     reduction.install()
     return reduction
+
+
+def check_capture(capture: bool, capture_bytes: int) -> int | None:
+    """The most bytes that recorded graphs may take, None for no graphs; ValueError for what is neither."""
+    if not isinstance(capture, bool):
+        raise ValueError(f"capture: expected True or False, got {capture!r}")
+    if isinstance(capture_bytes, bool) or not isinstance(capture_bytes, int) or capture_bytes < 1:
+        raise ValueError(f"capture_bytes: expected an int of at least 1, got {capture_bytes!r}")
+    return capture_bytes if capture else None
 
 
 class Reducing:
@@ -144,6 +169,8 @@ def reduce(
     frame_cls: str | None = None,
     processor: Any = None,
     text: list[str] | None = None,
+    capture: bool = False,
+    capture_bytes: int = 2**30,
     **fields: Any,
 ) -> Reducing:
     """Reduce the visual tokens of a model for the length of a with block.
@@ -169,6 +196,9 @@ def reduce(
             default, has it beside every budget (methods that reduce in the decoder alone rank it), "drop" none.
         processor: of the model, where a method reads text.
         text: one text a prompt, where a method reads text; None takes what follows the prompt's last picture.
+        capture: run tower, selection, prefill and decoding in `generate` as CUDA graphs, recorded once for prompts of
+            one shape (`vscan.capture`); `stats()` says of each prompt whether it was, and if not, why.
+        capture_bytes: the most that these may take, caches included; the least recently used leave.
         **fields: the method's hyper-parameters, such as window=6 or important_ratio=0.75.
 
     Raises:
@@ -176,4 +206,4 @@ def reduce(
         LibraryChanged: if transformers does not do what this version of vscan was tested with (`vscan.compat`).
     """
     config = ReductionConfig(method, visual_tokens, layers or (), positions, fields, average, preset, group, frame_cls)
-    return Reducing(model, config, processor, text)
+    return Reducing(model, config, processor, text, capture, capture_bytes)

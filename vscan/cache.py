@@ -36,12 +36,16 @@ class PromptState:
         next_position: long [B or 1, 1], the position in the full prompt of what follows it.
         segments: from layer 0 up; of two with the same start the later one counts.
         cached: what the cache held; None where there was none, or before the prompt has run.
+        captured: whether recorded graphs ran it.
+        eager: why they did not, in full or in part; None where they did, or were not asked for.
     """
 
     length: int
     next_position: Tensor
     segments: list[Segment]
     cached: Cached | None = None
+    captured: bool = False
+    eager: str | None = None
 
     @property
     def by_start(self) -> dict[int, Segment]:

@@ -309,6 +309,23 @@ def vision_windows(tower: nn.Module, grid_thw: Tensor, keywords: dict) -> Tensor
     return order
 
 
+def vision_places(tower: nn.Module, grid_thw: Tensor, device: torch.device) -> dict[str, Tensor]:
+    """What such a tower works out from the sizes of pictures alone, as keywords of its forward: where patches and
+    windows lie on its device, and on the host the lengths that it reads.
+
+    Args:
+        grid_thw: long [num_images, 3], on the host.
+    """
+    vision = import_module("transformers.vision_utils")
+    places = {
+        "position_ids": vision.get_vision_position_ids(grid_thw, tower.spatial_merge_size).to(device),
+        "cu_seqlens": vision.get_vision_cu_seqlens(grid_thw),
+    }
+    if vision_windows(tower, grid_thw, places) is not None:
+        places["window_index"] = places["window_index"].to(device)
+    return places
+
+
 def build(cls: type, config, **options) -> nn.Module:
     """A model of a class with random weights, in the dtype and with the attention that `options` name."""
     return cls._from_config(config, **options)

@@ -57,6 +57,8 @@ class Decoder:
             if isinstance(cache, ReducedCache) and cache.force is not force:
                 cache.force.check()
                 raise ValueError("expected a cache of this reduction's own, got one that another reduction has filled")
+            if self.reduction.capture is not None:
+                return self.reduction.capture.run(self, visual_prompt=visual_prompt, **kwargs)
             return self.forward_x(visual_prompt=visual_prompt, **kwargs)
         begins = check_dense(cache, new.shape[1], force)
         output = super().forward(**kwargs)

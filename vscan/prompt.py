@@ -45,6 +45,8 @@ class VisualPrompt:
         entered: set by the decoder loop; the shell fails loudly where it stays unset.
         cache: set by the decoder loop, the cache that it filled; the shell fails loudly where it hands out another.
             Weak, because statistics keep the prompt, and would keep all keys and values alive.
+        is_bound: `num_kept` and `num_valid` are the most that these prompts may have; what they have is masked.
+        is_captured: the cache is one that recorded graphs fill (`vscan.capture`), not the one that came in.
     """
 
     visual: Tensor
@@ -57,6 +59,8 @@ class VisualPrompt:
     num_apart: list[int] | None = None
     entered: bool = False
     cache: weakref.ref[Cache] | None = None
+    is_bound: bool = False
+    is_captured: bool = False
 
     def repeat(self, times: int) -> "VisualPrompt":
         """The same prompts, each `times` times in a row: what generate does for beams and returned sequences."""
@@ -184,11 +188,12 @@ class Segment:
         batch, length = hidden.shape[:2]
         columns = torch.arange(length, device=hidden.device).expand(batch, -1)
         visual = prompt.visual.to(hidden.device)
+        fills = min(prompt.num_valid) == length and not prompt.is_bound
         return cls(
             start=0,
             prompt=prompt,
             columns=columns,
-            valid=None if valid is None or min(prompt.num_valid) == length else valid.to(hidden.device),
+            valid=None if valid is None or fills else valid.to(hidden.device),
             visual=visual,
             positions=columns if position_ids is None else position_ids.to(hidden.device),
             removed=columns.new_zeros(batch, 1),

@@ -45,6 +45,8 @@ class Stats:
         cache_bytes: what its keys and values took, for one row; of a static cache what was allocated; None where the
             cache keeps them in another form, such as quantized.
         cache_dtype: theirs, such as "bfloat16"; "None" without a cache, or where it keeps another form.
+        captured: whether recorded graphs ran it (`capture=True`).
+        eager: where they were asked for and did not run all of it, why; else None.
     """
 
     method: str
@@ -52,6 +54,8 @@ class Stats:
     cache_lengths: list[int]
     cache_bytes: int | None
     cache_dtype: str
+    captured: bool = False
+    eager: str | None = None
 
     def to_dict(self) -> dict:
         """Plain values, for json."""
@@ -76,6 +80,9 @@ class Stats:
         if self.cache_bytes is not None:
             size = f"{self.cache_bytes / 2**20:.2f} MiB a row), {self.cache_dtype}"
         lines.append(f"  cache length {cache} ({size}")
+        if self.captured or self.eager:
+            ran = "  captured" if self.captured else "  not captured"
+            lines.append(ran + (f": {self.eager}" if self.eager else ""))
         return "\n".join(lines)
 
 
@@ -114,4 +121,6 @@ def collect(reduction, state: PromptState) -> Stats:
         cache_lengths=cached.lengths,
         cache_bytes=None if cached.num_bytes is None else cached.num_bytes // len(rows),
         cache_dtype=str(cached.dtype).removeprefix("torch."),
+        captured=state.captured,
+        eager=state.eager,
     )

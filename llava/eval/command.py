@@ -10,6 +10,7 @@ from llava.model.check import find_local_tower
 from llava.model.check_video import IMAGE, VIDEO, find_languagebind, is_video
 from vscan.eval.arguments import (
     add,
+    add_capture_argument,
     add_generation_arguments,
     add_question_arguments,
     add_reduction_arguments,
@@ -33,6 +34,7 @@ def question_parser(command: str, max_new_tokens: int, has_folder: bool = True) 
     add_question_arguments(parser, has_folder)
     add_generation_arguments(parser, max_new_tokens)
     add_reduction_arguments(parser)
+    add_capture_argument(parser)
     add(parser, "--model-base", default=None, help="must be left out: merge an adapter into its base first")
     add(parser, "--conv-mode", default="vicuna_v1", help="conversation template")
     return parser
@@ -130,7 +132,9 @@ class Command:
 
         args = self.args
         loaded = checkpoint.load(ranks.device(args.device), args.dtype, args.attn_implementation)
-        applied = None if self.reduction is None else apply_config(loaded.model, self.reduction, loaded.tokenizer)
+        applied = None
+        if self.reduction is not None:
+            applied = apply_config(loaded.model, self.reduction, loaded.tokenizer, capture=args.capture)
         answering = loaded.answering(applied, **generation(args))
         run(
             questions,

@@ -11,7 +11,7 @@ from vscan.checks.guards import check_finite
 from vscan.compat import unpad_image
 from vscan.methods.base import Layout
 from vscan.models.encoded import EncodedImages, all_finite
-from vscan.models.family import reduce_views
+from vscan.models.family import encoded_by, reduce_views
 from vscan.models.texts import behind_last, owners, texts_of
 from vscan.models.towers import clip_views, grid_of
 from vscan.prompt import VisualPrompt, placed
@@ -71,18 +71,27 @@ class LlavaMetaForCausalLM:
         """As `encode_images`, and how many tokens are left of every picture; None where that depends on the picture."""
         tower, project, reduction = self.model.vision_tower, self.model.mm_projector, self.model.reduction
         images = images.to(self.dtype)
-        if reduction is None or not reduction.fitted.reduces_views:
-            features, kept, number = project(tower(images)), None, None
-            finite = None if reduction is None else all_finite([features])
-        else:
-            counts = [1] * len(images) if of_images is None else of_images
-            given = (reduction, tower.vision_tower, project, images, tower.select_layer, counts, layouts)
+        if reduction is None:
+            return project(tower(images)), None, None
+        counts = [1] * len(images) if of_images is None else of_images
+
+        def encode(pixels: Tensor) -> tuple[list[Tensor], list[int] | None]:
+            if not reduction.fitted.reduces_views:
+                features = project(tower(pixels))
+                return [features, all_finite([features])], None
+            given = (reduction, tower.vision_tower, project, pixels, tower.select_layer, counts, layouts)
             batches, finite = clip_views(*given, texts)
             features, kept, numbers = zip(*(reduce_views(reduction.fitted, *batch) for batch in batches), strict=True)
             features, kept = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in (features, kept))
             number = None if None in numbers else [each for of_batch in numbers for each in of_batch]
+            return [features, finite, kept], number
+
+        reason = layouts and "one budget is shared out among the crops of a picture"
+        (features, finite, *kept), number = encoded_by(
+            reduction, encode, images, [tower, project], tuple(counts), reason
+        )
         check_finite(finite, features.dtype)
-        return features, kept, number
+        return features, kept[0] if kept else None, number
 
     @property
     def merge_type(self) -> str:

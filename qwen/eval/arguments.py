@@ -5,6 +5,7 @@ import argparse
 from vscan.config import POSITIONS, ReductionConfig
 from vscan.eval.arguments import (
     add,
+    add_capture_argument,
     add_schedule_arguments,
     by_schedule,
     config_of_lists,
@@ -52,6 +53,7 @@ def add_reduction_arguments(parser: argparse.ArgumentParser, layers: str, ratios
         help=f"share of the tokens that are left that each of these layers keeps; default: {ratios}",
     )
     add_schedule_arguments(parser)
+    add_capture_argument(parser)
     add(parser, "--positions", default="auto", choices=POSITIONS)
 
 

@@ -136,7 +136,9 @@ class Command:
 
             args = self.args
             loaded = self._checkpoint.load(ranks.device(args.device), args.dtype, args.attn_implementation)
-            reduction = None if self.reduction is None else apply_config(loaded.model, self.reduction, loaded.tokenizer)
+            reduction = None
+            if self.reduction is not None:
+                reduction = apply_config(loaded.model, self.reduction, loaded.tokenizer, capture=args.capture)
             self._loaded = loaded, loaded.answering(reduction, **generation(args))
         return self._loaded
 

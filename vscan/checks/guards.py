@@ -30,29 +30,38 @@ class Generation:
         makes_cache: the cache is its own, and static: as long as the whole prompt and the answer in every layer.
         encoded: pictures were encoded under a reduction, and the decoder has not been given them yet.
         reduced: a prompt was reduced, so that there is a cache which holds its state.
+        keywords: those of `generate`; None where another call is under way.
+        ended: whether the call is over.
     """
 
     input_ids: Tensor | None
     makes_cache: bool = False
     encoded: bool = False
     reduced: bool = False
+    keywords: dict | None = None
+    ended: bool = False
 
 
 generation: ContextVar[Generation | None] = ContextVar("generation", default=None)
 
 
 @contextmanager
-def generating(input_ids: Tensor | None, maker: nn.Module | None = None) -> Iterator[Generation]:
+def generating(
+    input_ids: Tensor | None, maker: nn.Module | None = None, keywords: dict | None = None
+) -> Iterator[Generation]:
     """While a `generate` call is under way: what is encoded and decoded in it knows its prompts, where they came.
 
     Args:
         maker: the model, where it makes a static cache in this call.
+        keywords: of `generate`.
     """
-    token = generation.set(Generation(input_ids, maker is not None))
+    call = Generation(input_ids, maker is not None, keywords=keywords)
+    token = generation.set(call)
     try:
         with nullcontext() if maker is None else forgotten_length(maker):
-            yield generation.get()
+            yield call
     finally:
+        call.ended = True
         generation.reset(token)
 
 
@@ -147,7 +156,7 @@ def check_handed_out(module: nn.Module, prompt: VisualPrompt, kwargs: dict, outp
             "and nothing would be reduced in it"
         )
     given, filled = take_cache(dict(kwargs)), None if prompt.cache is None else prompt.cache()
-    if given is not None and given is not filled:
+    if given is not None and given is not filled and not prompt.is_captured:
         raise LibraryChanged(f"{shell} to hand its cache to the decoder", "another cache, or none, in the decoder")
     is_lost = prompt.cache is not None and filled is None
     if is_lost or cache_of(output) is not filled:

@@ -225,7 +225,7 @@ class _Trial:
         if dropped is not None:
             embeds[:, :LENGTH][dropped] = 3.0  # must not matter
         fitted = Fitted(Method(), None, (), None, NUM_LAYERS, True, True, self.ours.config)
-        self.ours.reduction = SimpleNamespace(fitted=fitted, last=None, force=Force())
+        self.ours.reduction = SimpleNamespace(fitted=fitted, last=None, force=Force(), capture=None)
         prompt = self.ours(
             inputs_embeds=embeds[:, :LENGTH],
             attention_mask=self.mask[:, :LENGTH],

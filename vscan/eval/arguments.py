@@ -119,6 +119,12 @@ def add_reduction_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "--positions", default="auto", choices=POSITIONS)
 
 
+def add_capture_argument(parser: argparse.ArgumentParser) -> None:
+    """Add whether a reduced model runs as recorded graphs, which changes how fast it answers, and not what."""
+    help_text = "run a reduced model as CUDA graphs, recorded once for prompts of one shape"
+    add(parser, "--capture", action="store_true", help=help_text)
+
+
 def add_schedule_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what stands in place of budgets: an average, to which the method finds its own way, or a published name."""
     average_help = "in place of budgets: visual tokens over the decoder's layers, a count or a share of them all"

@@ -15,7 +15,7 @@ from ..config import ReductionConfig
 from ..methods import method_fields
 
 # Flags that change no answer, and those that the record has in other words.
-FREE = {"answers_file", "output_dir", "output_name", "datasets", "num_workers", "on_error"}
+FREE = {"answers_file", "output_dir", "output_name", "datasets", "num_workers", "on_error", "capture"}
 FREE |= {"cache_dir", "model_max_length"}  # which do nothing
 REDUCTION = {"method", "positions", "layer_list", "average", "preset", "given", "frame_cls", "group"}
 REDUCTION |= {"visual_token_num", "image_token_list", "image_token_ratio", "image_token_ratio_list"}

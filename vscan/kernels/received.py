@@ -5,12 +5,12 @@ kernel holds a block of queries and walks over its segment's keys; the second ho
 queries, so that every sum stays inside a program: no atomics, and the same bits every time.
 """
 
-from functools import lru_cache
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from ..select.remembered import remembered
 
 
 @triton.jit
@@ -66,10 +66,9 @@ def _column_kernel(
     tl.store(received + head.to(tl.int64) * length + columns, total / (end - start), mask=columns < end)
 
 
-@lru_cache(maxsize=16)
+@remembered(maxsize=16)
 def blocks_of(lengths: tuple[int, ...], size: int, device: torch.device) -> Tensor:
-    """Cut segments into blocks of `size` tokens, the last of a segment shorter. Remembered: it is made on the host, and
-    copied to the device.
+    """Cut segments into blocks of `size` tokens, the last of a segment shorter.
 
     Returns:
         int32 [blocks, 3]: the block's first token, its segment's first token, the token behind its segment.

@@ -15,6 +15,7 @@ from ..config import Budget
 from ..fields import fields_of
 from ..kept import Kept
 from ..select.attention import device_of, prompt_rows, queries_and_keys
+from ..select.remembered import numbers_on
 from ..select.scan import top
 
 
@@ -318,6 +319,6 @@ def best(scores: Tensor, num: list[int]) -> Kept:
     slots = top(scores, most)
     if min(num) == most:
         return Kept(slots.sort(dim=1).values)
-    valid = torch.arange(most, device=slots.device) < torch.tensor(num, device=slots.device).unsqueeze(1)
+    valid = torch.arange(most, device=slots.device) < numbers_on(tuple(num), slots.device).unsqueeze(1)
     slots, order = slots.masked_fill(~valid, scores.shape[1] - 1).sort(dim=1)  # what is no token goes last
     return Kept(slots, valid=valid.gather(1, order))

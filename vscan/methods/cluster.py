@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..select.remembered import numbers_on
 from ..select.scan import top
 
 
@@ -13,7 +14,7 @@ def per_item(numbers: Sequence[int], device: torch.device) -> Tensor:
     the host does not wait for the device."""
     if len(set(numbers)) == 1:
         return torch.full((len(numbers), 1), numbers[0], device=device)
-    return torch.tensor(numbers, device=device).unsqueeze(1)
+    return numbers_on(tuple(numbers), device).unsqueeze(1)
 
 
 def distances_of(points: Tensor) -> Tensor:

@@ -1,12 +1,12 @@
 """Downsample: average pooling of the token grid, the baseline that selects nothing."""
 
 from dataclasses import dataclass
-from functools import lru_cache
 from math import sqrt
 
 import torch
 from torch import Tensor
 
+from ..select.remembered import remembered
 from .base import Kept, Method, Views
 
 
@@ -16,7 +16,7 @@ def bins(side: int, num: int) -> list[tuple[int, int]]:
 
 
 # Few entries: one holds num * N floats, and images of free size come in many grids.
-@lru_cache(maxsize=16)
+@remembered(maxsize=16)
 def pooling(grid: tuple[int, int], num: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cut a grid into exactly `num` cells, and say what each averages and where it lies.
 
@@ -36,13 +36,12 @@ def pooling(grid: tuple[int, int], num: int, device: torch.device) -> tuple[Tens
     # No row may get more cells than it has columns, nor none.
     num_rows = max(-(-num // width), min(round(sqrt(num * height / width)), num))
     slots = []
-    with torch.inference_mode(False):  # the cached tensors are also used where gradients are recorded
-        weights = torch.zeros(num, height, width)
-        for i, (top, bottom) in enumerate(bins(height, num_rows)):
-            for left, right in bins(width, (i + 1) * num // num_rows - i * num // num_rows):
-                weights[len(slots), top:bottom, left:right] = 1 / ((bottom - top) * (right - left))
-                slots.append((top + bottom - 1) // 2 * width + (left + right - 1) // 2)
-        return weights.flatten(1).to(device), torch.tensor(slots, device=device)
+    weights = torch.zeros(num, height, width)
+    for i, (top, bottom) in enumerate(bins(height, num_rows)):
+        for left, right in bins(width, (i + 1) * num // num_rows - i * num // num_rows):
+            weights[len(slots), top:bottom, left:right] = 1 / ((bottom - top) * (right - left))
+            slots.append((top + bottom - 1) // 2 * width + (left + right - 1) // 2)
+    return weights.flatten(1).to(device), torch.tensor(slots, device=device)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
 """Random: a uniformly random subset of the tokens, the baseline that a method has to beat."""
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from ..select.remembered import remembered
 from ..select.scan import top
 from .base import Kept, Method, Views
 
@@ -33,11 +33,10 @@ def stream(state: Tensor, num: int) -> Tensor:
     return mix(state.unsqueeze(1) + steps)
 
 
-@lru_cache(maxsize=4)
+@remembered(maxsize=4)
 def position_weights(num: int, device: torch.device) -> Tensor:
     """A fixed odd number per position, int64 [1, num]; cached, because making them costs more than using them."""
-    with torch.inference_mode(False):  # the cached tensor is also used where gradients are recorded
-        return stream(torch.zeros(1, dtype=torch.long, device=device), num) | 1
+    return stream(torch.zeros(1, dtype=torch.long, device=device), num) | 1
 
 
 def content_keys(pixel_values: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ def match(metric: Tensor, num_merged: int) -> Tensor:
     """
     unit = normalize(metric, dim=-1)
     nearness, partner = (unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)).max(dim=-1)
-    nearness[:, 0] = -torch.inf
+    nearness[:, 0].fill_(-torch.inf)
     stays = torch.ones_like(partner, dtype=torch.bool).scatter_(1, top(nearness, num_merged), False)
     first_b = partner.shape[1] - num_merged
     into = torch.empty(metric.shape[:2], dtype=torch.long, device=metric.device)

@@ -145,19 +145,34 @@ class ViewFamily(ShellFamily):
 
     def encode(self, reduction, name: str, original: Callable, call: dict) -> EncodedImages:
         num_views = self.num_views(call)
+        pixels = self.pixels[name]
+        told = tuple((key, repr(value)) for key, value in sorted(call.items()) if not isinstance(value, Tensor))
         if not reduction.fitted.reduces_views:
-            images = pooled(original(**{**call, "return_dict": True}))
+
+            def dense(given: Tensor) -> tuple[list[Tensor], None]:
+                images = pooled(original(**{**call, pixels: given, "return_dict": True}))
+                return [*images, all_finite(images)], None
+
+            reason = None if self.packs_all else "the model packs crops by the sizes of pictures"
+            (*images, finite), _ = encoded_by(
+                reduction, dense, call[pixels], self.parts, (tuple(num_views), told), reason
+            )
             sizes = [len(image) for image in images]
-            return EncodedImages(pooler_output=images, num_views=num_views, num_kept=sizes, finite=all_finite(images))
-        batches, finite = self.views(call, reduction)
-        if reduction.read is not None:
-            batches = self.with_texts(reduction, name, batches, call)
-        crops, left, num_kept = [], [], []
-        for views, of_images in batches:
-            tokens, kept, number = reduce_views(reduction.fitted, views, of_images)
-            crops += tokens.split(of_images)
-            left += kept.to(tokens.dtype).unsqueeze(-1).split(of_images)
-            num_kept += number or [None]
+            return EncodedImages(pooler_output=images, num_views=num_views, num_kept=sizes, finite=finite)
+        if reduction.capture is not None:  # what the host reads, it reads once
+            sizes = call.get("image_sizes")
+            call = {**call, "image_sizes": sizes.cpu() if isinstance(sizes, Tensor) else sizes}
+
+        def reduced(given: Tensor) -> tuple[list[Tensor], list[int | None]]:
+            return self.reduced(reduction, name, {**call, pixels: given})
+
+        reason = None
+        if reduction.fitted.group == "image" and max(num_views, default=1) > 1:
+            reason = "one budget is shared out among the crops of a picture"
+        (tokens, kept, finite), num_kept = encoded_by(
+            reduction, reduced, call[pixels], self.parts, (tuple(num_views), told), reason
+        )
+        crops, left = tokens.split(num_views), kept.to(tokens.dtype).unsqueeze(-1).split(num_views)
         ones = torch.ones(1, dtype=crops[0].dtype, device=crops[0].device)
         return EncodedImages(
             pooler_output=self.pack(crops, call),
@@ -167,6 +182,48 @@ class ViewFamily(ShellFamily):
             num_kept=num_kept if self.packs_all and None not in num_kept else None,
             finite=finite,
         )
+
+    @property
+    def parts(self) -> list[nn.Module]:
+        """What encodes pictures: the modules of the base model without the language model."""
+        return [part for part in self.base.children() if part is not self.base.language_model]
+
+    def reduced(self, reduction, name: str, call: dict) -> tuple[list[Tensor], list[int | None]]:
+        """Run the vision encoder, and let the method reduce what it gives: tensors only, but for texts.
+
+        Returns:
+            The views' tokens [V, N, D], which are left, bool [V, N], and whether all are finite, bool []; and how many
+            are left of each picture, with a None where that is not known.
+        """
+        batches, finite = self.views(call, reduction)
+        if reduction.read is not None:
+            batches = self.with_texts(reduction, name, batches, call)
+        found = [reduce_views(reduction.fitted, views, of_images) for views, of_images in batches]
+        tokens, left = (
+            torch.cat(parts) if len(parts) > 1 else parts[0] for parts in list(zip(*found, strict=True))[:2]
+        )
+        return [tokens, left, finite], [number for _, _, numbers in found for number in numbers or [None]]
+
+
+def encoded_by(
+    reduction, function: Callable, pixels: Tensor, parts: list[nn.Module], key: tuple, reason: str | None = None
+) -> tuple[list[Tensor], Any]:
+    """What a function makes of pixels, by a recorded graph where the reduction asks for one and it can be recorded.
+
+    Args:
+        function, pixels, parts, key: as `vscan.capture.Capture.encode` takes them.
+        reason: why it cannot; None where nothing is known.
+    """
+    capture = reduction.capture
+    if capture is None:
+        return function(pixels)
+    if reduction.tower_memory is not None:
+        reason = "what the tower gives is remembered"
+    if reduction.read is not None and reduction.fitted.reduces_views:
+        reason = "the method reads text"
+    if reduction.fitted.frame_cls is not None:
+        reason = "the model sees clips"
+    return capture.encode(function, pixels, parts, key, reason)
 
 
 def reduce_views(

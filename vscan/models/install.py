@@ -137,19 +137,19 @@ def encode_all(base: nn.Module, modalities: list[Modality], kwargs: dict) -> tup
     Returns:
         What was encoded of each modality that the call brings, and the call's keywords with that in them.
     """
-    given, takes_images = {}, takes_encoded(base)
+    given = {}
     for part in modalities:
         images = encoded(kwargs, part.name)
         pixels = kwargs.get(part.pixels)
         if images is None and pixels is not None and len(pixels):
             encode = getattr(base, f"get_{part.name}_features")
             wanted = inspect.signature(encode).parameters.keys() & kwargs.keys()
-            with nullcontext() if generation.get() else generating(kwargs.get("input_ids")):
+            with generating(kwargs.get("input_ids")) if generation.get() is None else nullcontext():
                 images = encode(**{name: kwargs[name] for name in wanted})
-            kwargs[part.pixels] = None if takes_images else images
+            kwargs[part.pixels] = None if takes_encoded(base) else images
         if images is not None:
             given[part] = images
-    if given and takes_images:
+    if given and takes_encoded(base):
         kwargs[ENCODED] = {**(kwargs.get(ENCODED) or {}), **{part.name: images for part, images in given.items()}}
     return given, kwargs
 

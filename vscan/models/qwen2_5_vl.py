@@ -15,14 +15,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..compat import pooled, vision_windows
+from ..compat import attention_implementation, pooled, vision_places, vision_windows
 from ..config import ReductionConfig, count
 from ..methods.base import Method, Views
 from ..plan import Fitted
 from ..select.attention import rotate, split_heads
 from ..select.received import attention_received
 from .encoded import EncodedImages
-from .family import ShellFamily, reduce_views
+from .family import ShellFamily, encoded_by, reduce_views
 from .install import swap_class
 from .texts import texts_of_call
 
@@ -212,20 +212,34 @@ class Qwen2_5_VL(ShellFamily):
         if reduction.read is not None and reduction.fitted.reduces_views:
             sizes = (call[f"{name}_grid_thw"].prod(dim=1) // self.base.visual.spatial_merge_size**2).tolist()
             call = {**call, "texts": texts_of_call(reduction, self.base.config, name, self.pixels, sizes, views)}
-        output = original(**{**call, "return_dict": True})
-        images = pooled(output)
-        if not hasattr(output, "kept"):
-            raise RuntimeError(
-                f"the reduced {type(self.base.visual).__name__} was not entered: something replaced its forward, and "
-                "nothing would be reduced in it"
-            )
+        tower, pixels, grid, fixed = self.base.visual, self.pixels[name], f"{name}_grid_thw", {}
+        reads = attention_implementation(tower) in ("sdpa", "eager")  # lengths on the host; others, on the device
+        if records := reduction.capture is not None and reads:
+            call = {**call, grid: call[grid].cpu()}  # what the host reads, it reads once
+
+        def run(given: Tensor) -> tuple[list[Tensor], None]:
+            if records and not fixed:
+                fixed.update(vision_places(tower, call[grid], given.device))
+            output = original(**{**call, **fixed, pixels: given, "return_dict": True})
+            images = pooled(output)
+            if not hasattr(output, "kept"):
+                raise RuntimeError(
+                    f"the reduced {type(tower).__name__} was not entered: something replaced its forward, and "
+                    "nothing would be reduced in it"
+                )
+            return [*images, output.finite, *([] if output.kept is None else [output.kept])], None
+
+        key = (name, tuple(map(tuple, call[grid].tolist()))) if records else ()
+        reason = None if reads else f"{attention_implementation(tower)} attention in the vision tower"
+        found, _ = encoded_by(reduction, run, call[pixels], [tower], key, reason)
+        images, (finite, *kept) = found[: len(views)], found[len(views) :]
         sizes, budget = [len(image) for image in images], reduction.fitted.visual_tokens
         return EncodedImages(
             pooler_output=images,
-            kept=None if output.kept is None else list(output.kept.split(sizes)),
+            kept=list(kept[0].split(sizes)) if kept else None,
             num_views=views,
             num_kept=[n * count(size // n, budget) for size, n in zip(sizes, views, strict=True)],
-            finite=output.finite,
+            finite=finite,
         )
 
     def install(self, reduction) -> Callable[[], None]:

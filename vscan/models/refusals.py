@@ -70,7 +70,7 @@ def guard_generate(undo: ExitStack, model: nn.Module) -> None:
         kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
         makes_cache = check_generation(model, kwargs)
         ids = kwargs.get("input_ids") if kwargs.get("inputs") is None else kwargs["inputs"]
-        with generating(ids, model if makes_cache else None):
+        with generating(ids, model if makes_cache else None, kwargs):
             return original(**kwargs)
 
     replace_method(undo, model, "generate", generate)

@@ -4,10 +4,10 @@ Everything is batched over views (images, crops, frames), in fp32, without a dev
 Ties are broken in favour of the earlier token in raster order, always.
 """
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
+
+from .remembered import remembered
 
 # VScan's window where it divides the grid (6 on LLaVA's 24 x 24), and what it falls back to elsewhere (16 x 16).
 FALLBACK_WINDOW = 4
@@ -27,7 +27,7 @@ def window_sides(side: int, window: int) -> list[range]:
     return [range(i * window, side if i == num - 1 else (i + 1) * window) for i in range(num)]
 
 
-@lru_cache(maxsize=64)
+@remembered(maxsize=64)
 def window_table(grid: tuple[int, int], window: int, device: torch.device) -> tuple[Tensor, tuple[int, ...]]:
     """The tokens of every window, row-major windows, raster order inside.
 
@@ -43,8 +43,7 @@ def window_table(grid: tuple[int, int], window: int, device: torch.device) -> tu
         for columns in window_sides(width, window)
     ]
     largest = max(map(len, windows))
-    with torch.inference_mode(False):  # the cached table is also used where gradients are recorded
-        table = torch.tensor([tokens + [-1] * (largest - len(tokens)) for tokens in windows], device=device)
+    table = torch.tensor([tokens + [-1] * (largest - len(tokens)) for tokens in windows], device=device)
     return table, tuple(map(len, windows))
 
 

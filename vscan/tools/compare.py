@@ -34,7 +34,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ..config import Budget, ReductionConfig
-from ..eval.arguments import Parser, add, budget, positive
+from ..eval.arguments import Parser, add, add_capture_argument, budget, positive
 from ..eval.questions import check_images, read_questions
 from ..eval.scoring import check_answers
 from ..eval.video_questions import read_clips
@@ -90,6 +90,7 @@ def compare(
     max_new_tokens: int = MAX_NEW_TOKENS,
     batch_size: int = BATCH_SIZE,
     num_workers: int = 0,
+    capture: bool = False,
     **record,
 ) -> list[Row]:
     """Let a model answer questions in every cell, greedily. Of what `output` holds already nothing is done again.
@@ -106,6 +107,7 @@ def compare(
         conv_mode: conversation template, where the checkpoint has none itself.
         max_new_tokens, batch_size, num_workers: of an answer; prompts at a time, where questions about one image go
             together and encode it once; processes that prepare images.
+        capture: run reduced models as recorded graphs; the tower, which is remembered across cells, is none of it.
         **record: other plain values that must be the same for `output` to be continued.
 
     Returns:
@@ -127,7 +129,9 @@ def compare(
             loaded = at_hand(*load()[:3])
             setup.extend((loaded, _memory_for(loaded, cells)))
         loaded, memory = setup
-        reduction = None if cell.reduction is None else apply_config(loaded.model, cell.reduction, loaded.tokenizer)
+        reduction = None
+        if cell.reduction is not None:
+            reduction = apply_config(loaded.model, cell.reduction, loaded.tokenizer, capture=capture)
         try:
             print(f"{cell.name}: {len(todo)} of {len(questions)} questions to answer", file=sys.stderr)
             prepare = loaded.preparation(image_folder if of_clips else str(image_folder), conv_mode, reduction)
@@ -273,6 +277,7 @@ def main(argv: list[str]) -> None:
     add(parser, "--batch-size", type=positive, default=BATCH_SIZE, help=batch_help)
     add(parser, "--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     add(parser, "--device", default=None, help="cuda, cuda:1, cpu; default: a GPU where there is one")
+    add_capture_argument(parser)
     args = parser.parse_args(argv)
 
     questions, folder = _questions(args)
@@ -296,6 +301,7 @@ def main(argv: list[str]) -> None:
             conv_mode=conv_mode,
             max_new_tokens=args.max_new_tokens,
             batch_size=args.batch_size,
+            capture=args.capture,
             model_path=str(Path(args.model_path).resolve()),
             weights=weights_of(args.model_path),
             dtype=args.dtype,

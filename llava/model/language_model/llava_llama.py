@@ -109,6 +109,6 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         """
         makes_cache = self.model.reduction is not None and check_generation(self, kwargs)
         embeds, attention_mask, prompt = self.embed_prompts(inputs, attention_mask, images, image_sizes, image_features)
-        with generating(None, self if makes_cache else None) as call:
+        with generating(None, self if makes_cache else None, kwargs) as call:
             call.encoded = prompt is not None
             return super().generate(inputs_embeds=embeds, attention_mask=attention_mask, visual_prompt=prompt, **kwargs)
