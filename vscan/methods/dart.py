@@ -98,7 +98,7 @@ class DART(Method):
             taken = torch.arange(max(each), device=order.device) < per_item(each, order.device)
             stays = stays.scatter(1, order, taken | stays.gather(1, order))
         whole = [num == there for num, (_, there) in zip(counts, arriving, strict=True)]
-        stays = (stays | per_item(whole, stays.device)) & stage.visual
+        stays = (stays | per_item(whole, stays.device).bool()) & stage.visual
         return best(torch.zeros_like(scores[:, 0]).masked_fill(~stays, -torch.inf), counts)
 
     def pivots(self, stage: Stage) -> Tensor:
