@@ -12,6 +12,21 @@ FRAME_CLS = ("keep", "drop")
 LATER = ("average", "preset", "group", "frame_cls")  # in a record only where they are given: older ones lack them
 
 
+class Unreachable(ValueError):
+    """No budgets of a method give an average over the decoder's layers.
+
+    Args:
+        least: the smallest average that exists, a count or a share as it was asked.
+    """
+
+    def __init__(self, least: Budget):
+        super().__init__(least)
+        self.least = least
+
+    def __str__(self) -> str:
+        return f"average: not reachable (at least {self.least:g})"
+
+
 def count(num_tokens: int, budget: Budget | None, num_views: int = 1) -> int:
     """How many of `num_tokens` tokens a budget keeps; a pure function, so that shapes are known before the data.
 

@@ -83,3 +83,12 @@ def arrange(text: Tensor, slots: Tensor, length: int) -> tuple[Tensor, Tensor, T
     columns = laid_out(0, source, slots.clamp(max=width - 1))
     holds = laid_out(0, text.long(), valid.long()) > 0
     return columns, holds, laid_out(-1, torch.full_like(source, -1), number)
+
+
+def placed(kept: Tensor, visual: Tensor) -> Tensor:
+    """Which placeholders hold a token, bool [B, L], from which of all images' tokens are left, bool [number of them].
+
+    By index: where these are not the placeholders of `visual`, as the shell will say, nothing is out of range.
+    """
+    number = (visual.flatten().cumsum(0) - 1).clamp(0, len(kept) - 1)
+    return visual & kept.to(visual.device)[number].view_as(visual)

@@ -16,16 +16,7 @@ from torch import Tensor
 from transformers import Cache
 
 from .kept import Kept, Planned
-from .masks import arrange, compact
-
-
-def placed(kept: Tensor, visual: Tensor) -> Tensor:
-    """Which placeholders hold a token, bool [B, L], from which of all images' tokens are left, bool [number of them].
-
-    By index: where these are not the placeholders of `visual`, as the shell will say, nothing is out of range.
-    """
-    number = (visual.flatten().cumsum(0) - 1).clamp(0, len(kept) - 1)
-    return visual & kept.to(visual.device)[number].view_as(visual)
+from .masks import arrange, compact, placed
 
 
 @dataclass

@@ -9,12 +9,13 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import select_best_resolution
 from vscan.checks.guards import check_finite
 from vscan.compat import unpad_image
+from vscan.masks import placed
 from vscan.methods.base import Layout
 from vscan.models.encoded import EncodedImages, all_finite
 from vscan.models.family import encoded_by, reduce_views
 from vscan.models.texts import behind_last, owners, texts_of
 from vscan.models.towers import clip_views, grid_of
-from vscan.prompt import VisualPrompt, placed
+from vscan.prompt import VisualPrompt
 
 from .multimodal_projector.builder import build_vision_projector
 

@@ -196,21 +196,6 @@ class Schedule(NamedTuple):
     layers: Mapping[int, Budget] = {}
 
 
-class Unreachable(ValueError):
-    """No budgets of a method give an average over the decoder's layers.
-
-    Args:
-        least: the smallest average that exists, a count or a share as it was asked.
-    """
-
-    def __init__(self, least: Budget):
-        super().__init__(least)
-        self.least = least
-
-    def __str__(self) -> str:
-        return f"average: not reachable (at least {self.least:g})"
-
-
 @dataclass(frozen=True)
 class Method:
     """A way to reduce visual tokens: a frozen dataclass whose fields are its hyper-parameters.

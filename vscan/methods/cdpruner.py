@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ..select.cover import cosines
 from ..select.scan import top
 from .base import Kept, Method, Views
+from .cover import cosines
 from .question import Question, questions_of, reader, seen_by, without_instructions
 
 OFFSET = 1e-6  # of relevances, as published; scores that differ by less are all alike, but for rounding

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..config import Budget
+from ..config import Budget, Unreachable
 from ..select.scan import top
-from .base import Kept, Method, Needs, Schedule, Stage, Unreachable, best
+from .base import Kept, Method, Needs, Schedule, Stage, best
 from .cluster import per_item
 
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from ..config import Budget
-from ..select.cover import cosines, farthest
 from .base import Kept, Method, Schedule, Views
+from .cover import cosines, farthest
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ..select.cover import cosines, cover
-from ..select.grid import smoothed
 from .base import Kept, Method, Needs, Views
+from .cover import cosines, cover
+from .grid import smoothed
 from .hired import select as share_out
 from .question import Question, questions_of, reader, seen_by, without_instructions
 

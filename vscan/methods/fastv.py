@@ -6,8 +6,8 @@ from typing import Annotated
 
 import torch
 
-from ..config import Budget
-from .base import Kept, Method, Needs, Schedule, Stage, Unreachable, best
+from ..config import Budget, Unreachable
+from .base import Kept, Method, Needs, Schedule, Stage, best
 
 
 @dataclass(frozen=True)

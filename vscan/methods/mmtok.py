@@ -10,9 +10,9 @@ from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
 
 from ..checks.selftest_tower import clip_towers_of
-from ..select.cover import cover
-from ..select.grid import padding
 from .base import Kept, Method, Views
+from .cover import cover
+from .grid import padding
 from .question import Question, questions_of, token_rows, without_instructions
 
 STOP_WORDS = """

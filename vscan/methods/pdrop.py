@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
-from ..config import Budget
-from .base import Method, Schedule, Unreachable
+from ..config import Budget, Unreachable
+from .base import Method, Schedule
 
 HALVINGS = 60  # of the interval that the ratio lies in: past the precision of a float
 

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from ..select.cover import cosines, cover
 from ..select.scan import top
 from .base import Kept, Method, Needs, Views
+from .cover import cosines, cover
 
 
 def select(similarity: Tensor, saliency: Tensor, num: int, alpha: float = 1.0, combined: str = "multiply") -> Tensor:

@@ -67,8 +67,8 @@ def cell_at(
     Raises:
         ValueError: for a method that is none, or an average that is none.
     """
+    from ..config import Unreachable
     from ..eval.cells import Cell
-    from ..methods.base import Unreachable
     from ..plan import scheduled
 
     asked = ReductionConfig(method, average=average)

@@ -6,9 +6,8 @@ from helpers import pictures, prompt, tiny_llava
 from torch.nn.functional import cosine_similarity
 
 import vscan
-from vscan.config import ReductionConfig
+from vscan.config import ReductionConfig, Unreachable
 from vscan.flops import average_tokens, tokens_per_layer
-from vscan.methods.base import Unreachable
 from vscan.methods.dart import DART
 from vscan.plan import scheduled
 

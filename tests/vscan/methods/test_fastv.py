@@ -10,8 +10,7 @@ from helpers import seeded, tiny_parts
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from vscan.config import count
-from vscan.methods.base import Unreachable
+from vscan.config import Unreachable, count
 from vscan.methods.fastv import FastV
 
 sys.path.append(str(Path(__file__).parent))

@@ -8,8 +8,7 @@ import torch
 from helpers import seeded, tiny_parts
 from transformers import LlamaForCausalLM
 
-from vscan.config import count
-from vscan.methods.base import Unreachable
+from vscan.config import Unreachable, count
 from vscan.methods.pdrop import PyramidDrop
 
 sys.path.append(str(Path(__file__).parent))

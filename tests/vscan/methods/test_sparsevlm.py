@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 import vscan
 from vscan.compat import attention_weights, cache_of, text_model_of
+from vscan.config import Unreachable
 from vscan.methods import METHODS
-from vscan.methods.base import Kept, Stage, Unreachable
+from vscan.methods.base import Kept, Stage
 from vscan.methods.sparsevlm import SparseVLM
 from vscan.prompt import VisualPrompt
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from vscan.methods.cdpruner import CDPruner, scaled, select
+from vscan.methods.cover import cosines
 from vscan.methods.question import Question, reader
-from vscan.select.cover import cosines
 
 from .common import (
     CLIP,
