@@ -54,6 +54,7 @@ def _with_the_rest(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     add(parser, "--chunk-idx", type=int, default=0, help="the chunk to answer, from 0")
     add_generation_arguments(parser, MAX_NEW_TOKENS, default=0.0)
     add_reduction_arguments(parser)
+    parser.set_defaults(capture=False)  # a model that sees clips is not recorded
     cls_help = "the [CLS] token of a frame: kept beside the budget, or dropped; default: keep"
     add(parser, "--frame-cls", default=None, choices=list(FRAME_CLS), help=cls_help)
     group_help = "what a budget is for: a frame (view), or the whole clip (image), as many tokens as eight frames have"
