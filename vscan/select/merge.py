@@ -25,6 +25,20 @@ def merge(tokens: Tensor, kept: Tensor) -> Tensor:
     nearest = (full @ unit.transpose(1, 2)).argmax(dim=-1)  # V N
     # A kept token belongs to itself, also where a twin of it is kept.
     nearest = nearest.scatter(1, kept, number.expand_as(kept))
-    # A product, because a GPU adds by index in any order, and not to the same bits.
-    members = (nearest.unsqueeze(1) == number.unsqueeze(1)).float()  # V T N
-    return (members @ full / members.sum(dim=-1, keepdim=True)).to(tokens.dtype)
+    sums, sizes = (sums_in_order if full.device.type == "cpu" else sums_by_product)(full, nearest, len(number))
+    return (sums / sizes.unsqueeze(-1)).to(tokens.dtype)
+
+
+def sums_in_order(tokens: Tensor, groups: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
+    """Sums [V, T, D] and sizes [V, T] of groups of tokens [V, N, D], whose numbers are long [V, N]; for a CPU."""
+    num_views, _, width = tokens.shape
+    place = (groups + num_groups * torch.arange(num_views, device=groups.device).unsqueeze(1)).flatten()
+    sums = tokens.new_zeros(num_views * num_groups, width).index_add_(0, place, tokens.flatten(0, 1))
+    sizes = tokens.new_zeros(num_views * num_groups).index_add_(0, place, tokens.new_ones(1).expand(len(place)))
+    return sums.view(num_views, num_groups, width), sizes.view(num_views, num_groups)
+
+
+def sums_by_product(tokens: Tensor, groups: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
+    """The same by a product, because a GPU adds by index in any order, and not to the same bits."""
+    members = (groups.unsqueeze(1) == torch.arange(num_groups, device=groups.device).unsqueeze(1)).to(tokens.dtype)
+    return members @ tokens, members.sum(dim=-1)  # V T N

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vscan.select.merge import merge
+from vscan.select.merge import merge, sums_by_product, sums_in_order
 
 quick = settings(deadline=None, derandomize=True, max_examples=150)
 
@@ -162,3 +162,15 @@ def test_no_tensor_is_larger_than_the_tokens_or_the_similarities(num_views, num_
 def test_shapes_are_known_without_the_data():
     kept = torch.empty(2, 96, dtype=torch.long, device="meta")  # reading a value of a meta tensor is an error
     assert merge(torch.empty(2, 576, 64, device="meta"), kept).shape == (2, 96, 64)
+
+
+@quick
+@given(some_tokens())
+def test_a_gpu_sums_the_same_groups(drawn):
+    tokens, kept = drawn
+    num_groups = kept.shape[1]
+    groups = (tokens[:, :, 0].abs() * 7).long() % num_groups
+    for found, expected in zip(
+        sums_by_product(tokens, groups, num_groups), sums_in_order(tokens, groups, num_groups), strict=True
+    ):
+        close(found, expected, 1e-5)
