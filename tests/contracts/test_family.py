@@ -212,3 +212,25 @@ def test_a_batch_equals_its_items_alone_and_the_masking_oracle_for_every_method(
     if method != settings_of(family, "sparsevlm"):  # what is recycled stands at no place of the dense prompt
         none = inputs["input_ids"].new_empty(len(rows), 0)
         close(logits, masked_logits(model, records[0], none)[0][:, 0])
+
+
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.has_cls])
+def test_a_method_that_keeps_fewer_than_asked_fills_no_placeholder_with_nothing(name):
+    """PruMerge keeps as many as stand out: what layer 0 is given is what it kept, padding and plan included."""
+    model, inputs = FAMILIES[name].model, FAMILIES[name].inputs(FAMILIES[name].model, ROWS["unequal"])
+    with vscan.reduce(model, "prumerge", visual_tokens=30, adaptive=True) as reduction:
+        plan = reduction.plan(**inputs)
+        model(**inputs)
+        (segment,) = reduction.last.segments
+        kept = segment.prompt.kept.sum(dim=1).tolist()
+    assert plan.stages[0].num_visual == segment.num_visual == kept == segment.visual.sum(dim=1).tolist()
+    views = segment.prompt.num_views
+    assert all(number < 30 * of_row for number, of_row in zip(kept, views, strict=True) if of_row)
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen2_vl"])
+@pytest.mark.parametrize("method", ["vispruner", "fastervlm", "scope"])
+def test_a_tower_of_windows_ranks_by_its_last_block(name, method):
+    """The last block but one, where these methods read a CLIP tower, sees windows alone."""
+    with vscan.reduce(FAMILIES[name].model, method, visual_tokens=0.5) as reduction:
+        assert reduction.method.attention_layer == -1

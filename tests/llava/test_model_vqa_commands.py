@@ -4,14 +4,19 @@ import base64
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
+import torch
 
+import vscan
 from llava.eval import model_vqa, model_vqa_loader, model_vqa_mmbench, model_vqa_science
 from llava.eval.command import question_parser
 from playground.tiny import draw
 from vscan.eval.arguments import parse
+from vscan.methods.base import Kept, Method
 
 pytestmark = pytest.mark.usefixtures("weights_once")
 
@@ -172,3 +177,29 @@ def test_the_commands_are_imported_without_torch():
     code += "\nprint('torch' in sys.modules, 'transformers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False False\n"
+
+
+@dataclass(frozen=True)
+class Reading(Method):
+    """Keeps the first tokens, and notes what it was given to read."""
+
+    seen: ClassVar[list] = []
+
+    def prepare(self, model, processor):
+        assert processor.decode(processor("a word", add_special_tokens=False)["input_ids"]) == "a word"
+        return lambda texts: texts
+
+    def encode(self, views, num):
+        self.seen.append(views.text)
+        return Kept(torch.arange(num).expand(len(views.features), -1))
+
+
+def test_a_method_that_reads_text_is_given_every_question_about_a_shared_picture(picture, tmp_path, monkeypatch):
+    monkeypatch.setitem(vscan.METHODS, "reading", Reading)
+    Reading.seen.clear()
+    questions = [{"question_id": n, "image": "5.png", "text": text} for n, text in enumerate(["Why?", "Where is it?"])]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
+    more = ["--image-folder", str(tmp_path), "--method", "reading", "--batch-size", "2"]
+    model_vqa_loader.main(flags(tmp_path / "q.jsonl", tmp_path / "a.jsonl", *more))
+    assert Reading.seen == [["Why?", "Where is it?"]]
+    assert [row["stages"] for row in read(tmp_path / "a.jsonl.stats.jsonl")] == [[[0, 64], [4, 32]]] * 2
