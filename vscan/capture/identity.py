@@ -13,7 +13,7 @@ PLAIN = ("torch.", "transformers.", "vscan.", "llava.", "qwen.")
 
 
 class Identity:
-    """What a recording of some modules relies on. Asked of the host once a prompt: half a millisecond for 32
+    """What a recording of some modules relies on. Asked of the host once a prompt: 0.3 ms of a CPU for 32
     decoder layers.
 
     Args:
