@@ -9,7 +9,7 @@ from torch import Tensor
 import vscan
 from vscan.methods import method_class
 from vscan.methods.base import Method, Views
-from vscan.methods.question import Question
+from vscan.methods.shared.question import Question
 
 WIDTH, HEADS = 8, 3  # of features; of the decoder's attention
 

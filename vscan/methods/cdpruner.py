@@ -9,8 +9,8 @@ from torch.nn.functional import normalize
 
 from ..select.scan import top
 from .base import Kept, Method, Views
-from .cover import cosines
-from .question import Question, questions_of, reader, seen_by, without_instructions
+from .shared.cover import cosines
+from .shared.question import Question, questions_of, reader, seen_by, without_instructions
 
 OFFSET = 1e-6  # of relevances, as published; scores that differ by less are all alike, but for rounding
 EXHAUSTED = 7e-6  # share of r_j^2: a token of which less is left lies in the span of what is chosen, but for rounding

@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 from ..config import Budget, Unreachable
 from ..select.scan import top
 from .base import Kept, Method, Needs, Schedule, Stage, best
-from .cluster import per_item
+from .shared.cluster import per_item
 
 
 def from_zero(stage: Stage) -> Stage:

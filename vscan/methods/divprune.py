@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from ..config import Budget
 from .base import Kept, Method, Schedule, Views
-from .cover import cosines, farthest
+from .shared.cover import cosines, farthest
 
 
 @dataclass(frozen=True)

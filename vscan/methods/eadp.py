@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from .base import Kept, Method, Needs, Views
-from .cover import cosines, cover
-from .grid import smoothed
 from .hired import select as share_out
-from .question import Question, questions_of, reader, seen_by, without_instructions
+from .shared.cover import cosines, cover
+from .shared.grid import smoothed
+from .shared.question import Question, questions_of, reader, seen_by, without_instructions
 
 SHARPNESS, SHARE, TEMPERATURE = 100, 0.2, 0.01 + 1e-6  # as published
 OFFSET = 1e-6  # of scaled scores, as published; scores that differ by less are all alike, but for rounding

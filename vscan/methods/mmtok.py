@@ -11,9 +11,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..checks.selftest_tower import clip_towers_of
 from .base import Kept, Method, Views
-from .cover import cover
-from .grid import padding
-from .question import Question, questions_of, token_rows, without_instructions
+from .shared.cover import cover
+from .shared.grid import padding
+from .shared.question import Question, questions_of, token_rows, without_instructions
 
 STOP_WORDS = """
     a an the is are was were be been being have has had do does did it they he she we you i what where when why how who

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..select.scan import top
 from .base import Kept, Method, Needs, Views
-from .cover import cosines, cover
+from .shared.cover import cosines, cover
 
 
 def select(similarity: Tensor, saliency: Tensor, num: int, alpha: float = 1.0, combined: str = "multiply") -> Tensor:

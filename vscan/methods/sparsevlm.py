@@ -12,7 +12,7 @@ from ..config import Budget, Unreachable
 from ..select.attention import rotate
 from ..select.scan import top
 from .base import Entry, Kept, Method, Needs, Schedule, Stage, best
-from .cluster import cluster_means, density_peaks, per_item
+from .shared.cluster import cluster_means, density_peaks, per_item
 
 # Published: tokens kept of 576 before layers 3, 7 and 16 of 32, under the number that the authors give the average.
 STARTS, DEPTH, TOKENS = (3, 7, 16), 32, 576

@@ -5,8 +5,8 @@ import torch
 
 from vscan.methods.base import Views
 from vscan.methods.cdpruner import CDPruner, scaled, select
-from vscan.methods.cover import cosines
-from vscan.methods.question import Question
+from vscan.methods.shared.cover import cosines
+from vscan.methods.shared.question import Question
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

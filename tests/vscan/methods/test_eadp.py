@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from vscan.methods.base import Layout, Views
-from vscan.methods.cover import cosines, cover
 from vscan.methods.eadp import EADP, local, quotas
-from vscan.methods.grid import smoothed
-from vscan.methods.question import Question
+from vscan.methods.shared.cover import cosines, cover
+from vscan.methods.shared.grid import smoothed
+from vscan.methods.shared.question import Question
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -7,9 +7,9 @@ from helpers import tiny_llava
 from qwen_helpers import tiny_qwen
 
 from vscan.methods.base import Views
-from vscan.methods.grid import padding
 from vscan.methods.mmtok import MMTok, coverage, keywords, select
-from vscan.methods.question import Question
+from vscan.methods.shared.grid import padding
+from vscan.methods.shared.question import Question
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from vscan.methods.base import Views
-from vscan.methods.cover import cosines
 from vscan.methods.scope import SCOPE, select
+from vscan.methods.shared.cover import cosines
 
 
 def by_hand(similarity: torch.Tensor, saliency: list[float], num: int, alpha: float) -> list[int]:

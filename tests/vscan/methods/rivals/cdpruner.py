@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from vscan.methods.cdpruner import CDPruner, scaled, select
-from vscan.methods.cover import cosines
-from vscan.methods.question import Question, reader
+from vscan.methods.shared.cover import cosines
+from vscan.methods.shared.question import Question, reader
 
 from .common import (
     CLIP,

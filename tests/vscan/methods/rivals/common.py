@@ -27,7 +27,7 @@ from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from vscan.compat import CACHE, cache_of
 from vscan.methods import METHODS, method_class
 from vscan.methods.base import Entry, Kept, Needs, Stage, Views
-from vscan.methods.question import Question
+from vscan.methods.shared.question import Question
 from vscan.models.towers import NOTHING, grid_of, run_tower
 
 GOLDEN = Path(__file__).resolve().parents[5] / "shared" / "golden"

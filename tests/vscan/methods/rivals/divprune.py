@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vscan.methods.cover import cosines, farthest
 from vscan.methods.divprune import DivPrune
+from vscan.methods.shared.cover import cosines, farthest
 
 from .common import NEXT, check_kept, check_qwen, crops_of, model_of, same
 

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vscan.methods.base import Layout, Views
-from vscan.methods.cover import cosines, cover
 from vscan.methods.eadp import EADP
-from vscan.methods.question import Question, reader
+from vscan.methods.shared.cover import cosines, cover
+from vscan.methods.shared.question import Question, reader
 
 from .common import CLIP, check_kept, model_of, qwen_question, recorded_questions, said, same
 

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vscan.methods.grid import padding
 from vscan.methods.mmtok import coverage, keywords, select
+from vscan.methods.shared.grid import padding
 
 from .common import check_kept, model_of, said, same
 

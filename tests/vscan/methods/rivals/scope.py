@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import load_file
 
 from vscan.methods.base import Needs
-from vscan.methods.cover import cosines
 from vscan.methods.scope import SCOPE, select
+from vscan.methods.shared.cover import cosines
 
 from .common import check_crops, check_kept, check_qwen, crops_of
 

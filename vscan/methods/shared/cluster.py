@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..select.remembered import numbers_on
-from ..select.scan import top
+from ...select.remembered import numbers_on
+from ...select.scan import top
 
 
 def per_item(numbers: Sequence[int], device: torch.device) -> Tensor:

@@ -8,7 +8,7 @@ from qwen_helpers import tiny_qwen
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 import vscan
-from vscan.methods.question import reader, token_rows, without_instructions
+from vscan.methods.shared.question import reader, token_rows, without_instructions
 
 LENGTH = 9  # of CLIP's text encoder, both marks among them
 MARKS = ["<|startoftext|>", "<|endoftext|>"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from vscan.methods.cover import cosines, cover, farthest
+from vscan.methods.shared.cover import cosines, cover, farthest
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPModel
 
-from ..checks.selftest_tower import clip_towers_of
-from ..compat import clip_last_norm, clip_words
-from ..select.attention import device_of
+from ...checks.selftest_tower import clip_towers_of
+from ...compat import clip_last_norm, clip_words
+from ...select.attention import device_of
 
 # What LLaVA's benchmarks append to a question.
 INSTRUCTIONS = (

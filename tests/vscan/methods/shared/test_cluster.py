@@ -8,8 +8,8 @@ from helpers import close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vscan.methods import cluster
-from vscan.methods.cluster import cluster_means, density, density_peaks, distances_of
+from vscan.methods.shared import cluster
+from vscan.methods.shared.cluster import cluster_means, density, density_peaks, distances_of
 
 INF = torch.inf
 
