@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vscan.methods import METHODS, cluster, sparsevlm
+from vscan.methods import METHODS, sparsevlm
 from vscan.methods.base import Kept, Stage
+from vscan.methods.shared import cluster
 from vscan.methods.sparsevlm import LISTS, SparseVLM
 
 from .common import inputs_of, model_of, pixels_of, run, same, stage_of
