@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from .base import Kept, Method, Needs, Views
-from .hired import select as share_out
 from .shared.cover import cosines, cover
+from .shared.crops import quotas, share_out
 from .shared.grid import smoothed
 from .shared.question import Question, questions_of, reader, seen_by, without_instructions
 
@@ -37,21 +37,6 @@ def local(seen: Tensor, words: Tensor, sign: int) -> Tensor:
     least, order = entropy.sort(stable=True)
     number = max(1, int(SHARE * len(words)))
     return (-least[:number] / TEMPERATURE).softmax(dim=0) @ cosine[order[:number]]
-
-
-def quotas(weights: Tensor, num: int) -> tuple[Tensor, Tensor]:
-    """How `num` tokens are shared out among the views of a picture: in proportion to their weights, floored, at least
-    one each.
-
-    Returns:
-        Shares, long [V], and each view's place in the order in which they get one more: by what the floor took.
-    """
-    wanted = weights.sum(dim=1) / weights.sum() * num
-    shares = wanted.long().clamp(min=1)
-    too_many = (shares.sum() - num).clamp(min=0)
-    largest = torch.arange(len(shares), device=shares.device) == shares.argmax()
-    turns = (wanted - wanted.floor()).sort(descending=True, stable=True).indices.argsort()
-    return (shares - too_many * largest).clamp(min=0), turns
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..select.scan import top
 from .base import Kept, Method, Needs, Views
+from .shared.crops import share_out
 
 
 def shares(
@@ -35,30 +36,6 @@ def shares(
     wanted = num * counts.scatter_add_(0, seen_early, torch.ones_like(seen_early))
     taken = top(wanted % num_early, rows * columns)
     return wanted // num_early, taken.argsort()
-
-
-def select(scores: Tensor, seen: Tensor, quotas: Tensor, turns: Tensor, num: int) -> Kept:
-    """The best `num` tokens of some views, of each as many as its quota says, and what is over one by one in turns.
-
-    Args:
-        scores: [V, N] fp32.
-        seen: bool [V, N], tokens that may be kept.
-        quotas: long [V], with a sum of at most `num`.
-        turns: long [V], in which order views get one more, again and again, where quotas or what is seen of a view do
-            not come to `num`; one whose turn is V * N gets none before the others are exhausted.
-
-    Returns:
-        `Kept` of one group: slots [1, num] in [0, V * N), not valid where fewer are seen.
-    """
-    (num_views, num_tokens), device = scores.shape, scores.device
-    order = top(scores.masked_fill(~seen, -torch.inf), num_tokens)
-    rank = torch.empty_like(order).scatter_(1, order, torch.arange(num_tokens, device=device).expand(num_views, -1))
-    beyond = rank - quotas.unsqueeze(1)
-    turn = torch.where(beyond < 0, -1, beyond * num_views + turns.unsqueeze(1))
-    turn = turn.masked_fill(~seen, torch.iinfo(torch.long).max).flatten()
-    kept = torch.zeros_like(turn).scatter_(0, turn.sort(stable=True).indices[:num], 1) * seen.flatten()
-    slots = top(kept, num)  # those kept in ascending order, and some others where they are fewer
-    return Kept(slots.unsqueeze(0), valid=kept[slots].bool().unsqueeze(0))
 
 
 @dataclass(frozen=True)
@@ -98,4 +75,4 @@ class HiRED(Method):
         quotas, turns = shares(early, views.grid, layout.tiles, 1 - self.alpha, num - whole)
         quotas = torch.cat((quotas.new_full((1,), whole), quotas))
         turns = torch.cat((turns.new_full((1,), num_views * num_tokens), turns))  # more of the whole picture comes last
-        return select(scores, layout.seen, quotas, turns, num)
+        return share_out(scores, layout.seen, quotas, turns, num)

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from vscan.methods.base import Layout, Views
-from vscan.methods.eadp import EADP, local, quotas
+from vscan.methods.eadp import EADP, local
 from vscan.methods.shared.cover import cosines, cover
+from vscan.methods.shared.crops import quotas
 from vscan.methods.shared.grid import smoothed
 from vscan.methods.shared.question import Question
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 import vscan
 from vscan.methods.base import Layout, Schedule, Tower
-from vscan.methods.hired import HiRED, select, shares
+from vscan.methods.hired import HiRED, shares
+from vscan.methods.shared.crops import share_out
 from vscan.models.towers import run_tower
 
 sys.path.append(str(Path(__file__).parent))
@@ -79,7 +80,7 @@ def test_what_a_tile_cannot_take_goes_to_the_others_in_turn_and_then_to_the_whol
     seen = torch.tensor([[True] * 4, [True] * 2 + [False] * 2, [True] * 4])
     expected = {5: [0, 4, 5, 8, 9], 7: [0, 4, 5, 8, 9, 10, 11], 8: [0, 1, 4, 5, 8, 9, 10, 11]}
     for num, slots in expected.items():
-        kept = select(scores, seen, torch.tensor([1, 4, 0]), torch.tensor([12, 1, 0]), num)
+        kept = share_out(scores, seen, torch.tensor([1, 4, 0]), torch.tensor([12, 1, 0]), num)
         assert kept.slots[0].tolist() == slots
         assert kept.valid.all()
 

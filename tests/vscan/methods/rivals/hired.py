@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vscan.methods.base import Layout, Views
-from vscan.methods.hired import HiRED, select
+from vscan.methods.hired import HiRED
+from vscan.methods.shared.crops import share_out
 from vscan.models.towers import run_tower
 
 from .common import SPAN, inputs_of, model_of, pixels_of, run, same
@@ -62,7 +63,7 @@ def check_published(case: dict, early: Tensor, scores: Tensor, tiles: tuple[int,
     assert quotas == case["kept_per_crop"] == mask.sum(dim=1).tolist()
     assert by_hand(scores, torch.ones_like(mask), quotas).equal(mask)
     turns = torch.arange(len(scores))
-    kept = select(scores, torch.ones_like(mask), torch.tensor(quotas), turns, case["n_selected"])
+    kept = share_out(scores, torch.ones_like(mask), torch.tensor(quotas), turns, case["n_selected"])
     assert kept.slots[0].tolist() == mask.flatten().nonzero()[:, 0].tolist()
     assert kept.valid.all()
     if tiles[1] == 1:  # of one column, strips are tiles: what differs is what floors took, and what full tiles did
