@@ -42,12 +42,6 @@ def family(request):
     return FAMILIES[request.param]
 
 
-@pytest.fixture(autouse=True)
-def no_grad():
-    with torch.no_grad():
-        yield
-
-
 def counted(reduction) -> Counting:
     """A recorder that counts, in a reduction that has not recorded yet."""
     reduction.capture = Capture(reduction, 2**30, lambda device: recorder)

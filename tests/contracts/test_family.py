@@ -19,17 +19,6 @@ HOOKS += ("_forward_hooks_always_called", "_backward_hooks", "_backward_pre_hook
 every_rows = pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
 
 
-@pytest.fixture(params=FAMILIES)
-def family(request):
-    return FAMILIES[request.param]
-
-
-@pytest.fixture(autouse=True)
-def no_grad():
-    with torch.no_grad():
-        yield
-
-
 def generate(model, inputs: dict, **kwargs):
     options = {"max_new_tokens": NUM_NEW, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
     rest = {name: value for name, value in inputs.items() if name != "input_ids"}

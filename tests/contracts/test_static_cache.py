@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from contracts.families import FAMILIES, NUM_LAYERS, ROWS
+from contracts.families import NUM_LAYERS, ROWS
 from contracts.test_family import NUM_NEW, answers, generate, logits_of
 from helpers import close
 from transformers import StaticCache
@@ -11,17 +11,6 @@ import vscan
 from vscan.compat import CACHE, cache_of
 
 STATIC = {"cache_implementation": "static", "disable_compile": True}
-
-
-@pytest.fixture(params=FAMILIES)
-def family(request):
-    return FAMILIES[request.param]
-
-
-@pytest.fixture(autouse=True)
-def no_grad():
-    with torch.no_grad():
-        yield
 
 
 def allocated(cache) -> list[int]:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from contracts.families import FAMILIES, ROWS, names_of
+from contracts.families import ROWS, names_of
 from qwen_helpers import image, inputs_of, tiny_qwen, video
 
 import vscan
@@ -31,16 +31,9 @@ class Told(Method):
         return Schedule(average)
 
 
-@pytest.fixture(params=FAMILIES)
-def family(request):
-    return FAMILIES[request.param]
-
-
 @pytest.fixture(autouse=True)
 def told(monkeypatch):
     monkeypatch.setitem(vscan.METHODS, "told", Told)
-    with torch.no_grad():
-        yield
 
 
 def budget(family):
